@@ -1,0 +1,28 @@
+"""Boxes, cameras, grids and ego motion: frames and units live here. Torch and NumPy only."""
+
+from perception.structures.boxes import CODE_SIZE, box_corners, decode_boxes, encode_boxes, points_in_boxes
+from perception.structures.cameras import MIN_DEPTH, compose_lidar2img, project_points, resize_matrix
+from perception.structures.ego_motion import EGO_MOTION_SIZE, bev_shift, ego_motion, heading
+from perception.structures.grids import BEVGrid, MapGrid
+from perception.structures.names import CAMERA_NAMES, CLASS_NAMES, MAP_CLASSES
+
+__all__ = [
+    "CAMERA_NAMES",
+    "CLASS_NAMES",
+    "CODE_SIZE",
+    "EGO_MOTION_SIZE",
+    "MAP_CLASSES",
+    "MIN_DEPTH",
+    "BEVGrid",
+    "MapGrid",
+    "bev_shift",
+    "box_corners",
+    "compose_lidar2img",
+    "decode_boxes",
+    "ego_motion",
+    "encode_boxes",
+    "heading",
+    "points_in_boxes",
+    "project_points",
+    "resize_matrix",
+]
