@@ -1,0 +1,5 @@
+"""Task losses and gradients → one update. Imports torch (and later torchjd) only."""
+
+from perception.balancing.task_losses import TaskLosses
+
+__all__ = ["TaskLosses"]

@@ -1,0 +1,61 @@
+"""What a model hands to the optimiser wrapper: one loss per task, and how many targets each counts."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+
+class TaskLosses(Mapping[str, Tensor]):
+    """Losses of the tasks that have a target in the local batch.
+
+    A task without a target is absent, not zero: a zero would enter Gram matrices and geometric means as if it had
+    been measured.
+
+    Args:
+        losses: task → 0-dim loss, already divided by its number of targets.
+        num_targets: task → 0-dim number (≥ 1) that the loss was divided by. Ranks weight their losses with it, so
+            that the sum over ranks is the loss of the global batch.
+        task_names: every task that the model declares, in the order of the Gram matrix's rows.
+
+    Raises:
+        ValueError: a loss or a count names an undeclared task, or a loss has no count.
+
+    Example:
+        >>> import torch
+        >>> losses = TaskLosses({"det": torch.tensor(2.0)}, {"det": torch.tensor(4.0)}, ("det", "seg"))
+        >>> losses.present
+        (True, False)
+    """
+
+    def __init__(
+        self, losses: Mapping[str, Tensor], num_targets: Mapping[str, Tensor], task_names: tuple[str, ...]
+    ) -> None:
+        undeclared = sorted((set(losses) | set(num_targets)) - set(task_names))
+        if undeclared:
+            raise ValueError(
+                f"losses name tasks {undeclared} that the model does not declare (task_names = {list(task_names)}). "
+                "The text before the first dot of a loss key is its task: 'cls.d0.loss_focal', not 'd0.loss_cls'."
+            )
+        uncounted = sorted(set(losses) - set(num_targets))
+        if uncounted:
+            raise ValueError(
+                f"tasks {uncounted} have a loss but no '<task>.num_targets' in the loss dict; ranks need the number "
+                "to weight their losses."
+            )
+        self.task_names = task_names
+        self._losses = {task: losses[task] for task in task_names if task in losses}
+        self.num_targets = {task: num_targets[task] for task in self._losses}
+
+    def __getitem__(self, task: str) -> Tensor:
+        return self._losses[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._losses)
+
+    def __len__(self) -> int:
+        return len(self._losses)
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Which of `task_names` has a loss here, in their order."""
+        return tuple(task in self._losses for task in self.task_names)

@@ -1,0 +1,66 @@
+"""Files that are either the old ones or the new ones, never half of each."""
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def fsync_dir(path: str | Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write a file by way of a temporary one beside it, fsynced and renamed into place.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; the old file, if any, is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_json_atomic(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON atomically. NaN and infinity are refused, since JSON has no such numbers.
+
+    Raises:
+        ValueError: `content` holds a NaN or an infinity.
+        TypeError: `content` holds something that JSON cannot express.
+        OSError: the disk is full or the folder is not writable.
+    """
+    text = json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
+    write_bytes_atomic(path, (text + "\n").encode("utf-8"))
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        json.JSONDecodeError: the file is not JSON.
+    """
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

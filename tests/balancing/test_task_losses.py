@@ -1,0 +1,25 @@
+"""TaskLosses: declared tasks only, in the declared order."""
+
+import pytest
+import torch
+
+from perception.balancing import TaskLosses
+
+ONE = torch.tensor(1.0)
+
+
+def test_order_is_the_declared_one() -> None:
+    losses = TaskLosses({"seg": ONE * 2, "det": ONE}, {"seg": ONE, "det": ONE}, ("det", "seg", "depth"))
+    assert list(losses) == ["det", "seg"]
+    assert losses.present == (True, True, False)
+    assert float(losses["seg"]) == 2
+
+
+def test_undeclared_task_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\['d0'\]"):
+        TaskLosses({"d0": ONE}, {"d0": ONE}, ("cls",))
+
+
+def test_a_loss_needs_its_count() -> None:
+    with pytest.raises(ValueError, match="num_targets"):
+        TaskLosses({"cls": ONE}, {}, ("cls",))
