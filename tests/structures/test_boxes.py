@@ -31,15 +31,18 @@ def test_last_four_corners_are_the_front() -> None:
     assert box_corners(box)[0, 4:, 1] == pytest.approx([2.0] * 4)
 
 
-def test_points_in_boxes_equal_mmdet3d() -> None:
-    from mmdet3d.structures import LiDARInstance3DBoxes
+def test_points_in_boxes_equal_the_nuscenes_devkit() -> None:
+    from nuscenes.utils.data_classes import Box
+    from nuscenes.utils.geometry_utils import points_in_box
+    from pyquaternion import Quaternion
 
-    boxes = random_boxes(15, seed=1).float()
-    points = torch.randn(400, 3, generator=torch.Generator().manual_seed(2)) * 10
-    expected = LiDARInstance3DBoxes(boxes[:, :7]).points_in_boxes_all(points)
+    boxes = random_boxes(15, seed=1)
+    points = torch.randn(400, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 10
     actual = points_in_boxes(points, boxes)
     assert actual.any()
-    assert torch.equal(actual, expected.bool())
+    for index, (x, y, z, length, width, height, yaw) in enumerate(boxes[:, :7].tolist()):
+        box = Box([x, y, z + height / 2], [width, length, height], Quaternion(axis=[0, 0, 1], radians=yaw))
+        assert actual[:, index].tolist() == points_in_box(box, points.numpy().T).tolist()
 
 
 @pytest.mark.parametrize(("offset", "inside"), [(1.99, True), (2.01, False)])
