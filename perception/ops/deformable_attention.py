@@ -1,6 +1,7 @@
 """Multi-scale deformable attention in plain torch.
 
-Legend: B batch, Q queries, H heads, D channels per head (C = H * D), L levels, P points, S = sum of h * w over levels.
+Legend: B batch, Q queries, H heads, D channels per head (C = H * D), L levels, P points per level,
+S = sum of h * w over the levels.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ def multi_scale_deformable_attention(
 
     .. math:: out_{bqh} = \sum_{l,p} A_{bqhlp} \, V_{bhl}(x_{bqhlp})
 
-    Source: Zhu et al., Deformable DETR (2021), eq. 3, without the linear projections around it. Location (0, 0)
-    is the upper left corner of the upper left pixel, (1, 1) the lower right corner of the last; outside is zero.
+    Source: Zhu et al., Deformable DETR (2021), eq. 3, without the linear projections around it. Location
+    (0, 0) is the upper left corner of the first pixel, (1, 1) the lower right corner of the last; outside is
+    zero.
 
-    The positions are always computed in float32 at least: half precision cannot address the pixels of a large
+    Positions are always computed in float32 at least: half precision cannot address the pixels of a large
     map. Half-precision inputs are therefore sampled in float32 and the result is cast back.
 
     Args:
@@ -59,8 +61,9 @@ def multi_scale_deformable_attention(
         feature = maps[..., start : start + height * width].unflatten(2, (height, width))  # (B*H, D, h, w)
         start += height * width
         samples = F.grid_sample(feature, grid[:, level], padding_mode="zeros", align_corners=False)
-        out = out + (samples * weights[:, None, level]).sum(2)  # (B*H, D, Q); points come before queries: the
-        # sum then runs along memory, 5 to 25 % faster forward + backward than a sum over the last axis of 4 to 8
+        out = out + (samples * weights[:, None, level]).sum(
+            2
+        )  # (B*H, D, Q); with P before Q the sum runs along memory
     return out.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)  # (B, Q, C)
 
 
@@ -73,13 +76,15 @@ def _check_shapes(
     total = sum(height * width for height, width in spatial_shapes)
     if total != cells:
         raise ValueError(
-            f"spatial_shapes {list(spatial_shapes)} add up to {total} cells, but value has {cells}: give the (h, w) "
-            "of each level, in the order in which the maps were flattened"
+            f"spatial_shapes {list(spatial_shapes)} add up to {total} cells, but value has {cells}: "
+            "give the (h, w) of each level, in the order in which the maps were flattened"
         )
-    shape = tuple(locations.shape)
-    if len(shape) != 6 or shape[5] != 2 or shape[0] != batch or shape[2] != heads or shape[3] != len(spatial_shapes):
+    shape, levels = tuple(locations.shape), len(spatial_shapes)
+    if len(shape) != 6 or (shape[0], shape[2], shape[3], shape[5]) != (batch, heads, levels, 2):
         raise ValueError(
-            f"sampling_locations must be (B={batch}, Q, H={heads}, L={len(spatial_shapes)}, P, 2), found {shape}"
+            f"sampling_locations must be (B={batch}, Q, H={heads}, L={levels}, P, 2), found {shape}"
         )
     if tuple(weights.shape) != shape[:5]:
-        raise ValueError(f"attention_weights must be {shape[:5]} like the locations, found {tuple(weights.shape)}")
+        raise ValueError(
+            f"attention_weights must be {shape[:5]} like the locations, found {tuple(weights.shape)}"
+        )

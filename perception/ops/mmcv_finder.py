@@ -32,6 +32,7 @@ class MMCVExtFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Returns a spec for ``mmcv._ext``, else None."""
         if fullname != _SERVED:
             return None
         return ModuleSpec(fullname, _FallbackLoader(), origin=_SOURCE)

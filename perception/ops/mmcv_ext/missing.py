@@ -8,11 +8,13 @@ class MissingOp(Protocol):
 
     __name__: str
 
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn: ...
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raises ``NotImplementedError``."""
+        ...
 
 
 def missing_op(name: str) -> MissingOp:
-    """Returns a function that raises ``NotImplementedError``, naming the op and the remedy, once it is called.
+    """Returns a function that, once called, raises ``NotImplementedError`` naming the op and the remedy.
 
     Serves as the extension module's ``__getattr__``: ``mmcv.ops`` asks for all its ops at import, and an op
     nobody calls must not stop that import.
@@ -25,9 +27,10 @@ def missing_op(name: str) -> MissingOp:
 
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
-            f"mmcv op {name!r} needs mmcv's compiled extension, which this installation lacks (mmcv-lite, with "
-            "the plain torch ops of perception.ops.mmcv_ext in its place). Install an mmcv 2.1.0 wheel that "
-            "matches this torch, or compile one: MMCV_WITH_OPS=1 pip install --no-binary mmcv mmcv==2.1.0"
+            f"mmcv op {name!r} needs mmcv's compiled extension, which this installation lacks (mmcv-lite with "
+            "the plain torch ops of perception.ops.mmcv_ext in its place). In place of mmcv-lite, install an "
+            "mmcv 2.1.0 wheel that matches this torch, or compile one (about 40 minutes on 2 cores): "
+            "MMCV_WITH_OPS=1 pip install --no-binary mmcv mmcv==2.1.0"
         )
 
     missing.__name__ = name

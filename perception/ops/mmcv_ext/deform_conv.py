@@ -1,0 +1,209 @@
+"""``modulated_deform_conv_*`` (DCN v2) and ``deform_conv_*`` (DCN v1) of ``mmcv._ext``.
+
+Legend: B batch, C and O channels in and out, K = kernel_h * kernel_w taps, G deformable groups, h x w the
+output's size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvGeometry:
+    """A convolution's settings, each pair as (vertical, horizontal)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    deform_groups: int
+
+
+def deformable_conv2d(
+    image: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+) -> Tensor:
+    """Convolution whose taps are moved by offset and scaled by mask; differentiable in every tensor.
+
+    Source: Zhu et al., Deformable ConvNets v2 (2019), eq. 1; without a mask Dai et al., v1 (2017), eq. 2.
+
+    Args:
+        image: (B, C, H, W).
+        offset: (B, G * K * 2, h, w), pixels, (down, right) of each tap.
+        mask: (B, G * K, h, w), 0..1, or None for ones.
+        weight: (O, C / groups, kernel_h, kernel_w).
+        bias: (O,) or None.
+        geometry: strides, padding and groups.
+
+    Returns:
+        (B, O, h, w).
+    """
+    batch, channels, height, width = image.shape
+    groups, taps = geometry.deform_groups, geometry.kernel[0] * geometry.kernel[1]
+    rows, cols = offset.shape[2:]
+    shift = offset.view(batch, groups, taps, 2, rows, cols)
+    tap = torch.arange(taps, device=image.device)
+
+    def position(count: int, axis: int, index: Tensor) -> Tensor:
+        start = torch.arange(count, device=image.device) * geometry.stride[axis] - geometry.padding[axis]
+        return start + (index * geometry.dilation[axis])[:, None]
+
+    y = position(rows, 0, tap // geometry.kernel[1])[:, :, None] + shift[:, :, :, 0]  # (B, G, K, h, w)
+    x = position(cols, 1, tap % geometry.kernel[1])[:, None, :] + shift[:, :, :, 1]
+    grid = torch.stack(
+        ((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1
+    )  # pixel centres at integers
+    samples = F.grid_sample(
+        image.reshape(batch * groups, channels // groups, height, width),
+        grid.view(batch * groups, taps * rows, cols, 2).to(image.dtype),
+        align_corners=False,
+    ).view(batch, groups, channels // groups, taps, rows, cols)
+    if mask is not None:
+        samples = samples * mask.view(batch, groups, 1, taps, rows, cols)
+    out = F.conv2d(  # the columns of all taps, times the flattened kernel
+        samples.reshape(batch, channels * taps, rows, cols),
+        weight.reshape(len(weight), -1, 1, 1),
+        bias,
+        groups=geometry.groups,
+    )
+    return out
+
+
+def _backward(
+    image: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    grad_output: Tensor,
+) -> list[Tensor]:
+    """Gradients of image, offset, weight and the mask, if any. Runs the forward again under autograd."""
+    inputs = [x.detach().requires_grad_() for x in (image, offset, weight, mask) if x is not None]
+    with torch.enable_grad():
+        output = deformable_conv2d(
+            inputs[0], inputs[1], inputs[3] if mask is not None else None, inputs[2], None, geometry
+        )
+    return list(torch.autograd.grad(output, inputs, grad_output))
+
+
+def _modulated_geometry(settings: dict[str, int]) -> ConvGeometry:
+    return ConvGeometry(
+        kernel=(settings["kernel_h"], settings["kernel_w"]),
+        stride=(settings["stride_h"], settings["stride_w"]),
+        padding=(settings["pad_h"], settings["pad_w"]),
+        dilation=(settings["dilation_h"], settings["dilation_w"]),
+        groups=settings["group"],
+        deform_groups=settings["deformable_group"],
+    )
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    *,
+    with_bias: bool,
+    **settings: int,
+) -> None:
+    """Writes into output (B, O, h, w); ``ones`` and ``columns`` are the compiled op's scratch space, unused."""
+    output.copy_(
+        deformable_conv2d(
+            input, offset, mask, weight, bias if with_bias else None, _modulated_geometry(settings)
+        )
+    )
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    *,
+    with_bias: bool,
+    **settings: int,
+) -> None:
+    """Writes into the five ``grad_*`` tensors."""
+    grads = _backward(input, offset, mask, weight, _modulated_geometry(settings), grad_output)
+    for target, grad in zip((grad_input, grad_offset, grad_weight, grad_mask), grads, strict=True):
+        target.copy_(grad)
+    if with_bias:
+        grad_bias.copy_(grad_output.sum((0, 2, 3)))
+
+
+def _plain_geometry(settings: dict[str, int], weight: Tensor) -> ConvGeometry:
+    return ConvGeometry(
+        kernel=(weight.shape[2], weight.shape[3]),
+        stride=(settings["dH"], settings["dW"]),
+        padding=(settings["padH"], settings["padW"]),
+        dilation=(settings["dilationH"], settings["dilationW"]),
+        groups=settings["group"],
+        deform_groups=settings["deformable_group"],
+    )
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    **settings: int,
+) -> None:
+    """Writes into output (B, O, h, w)."""
+    output.copy_(deformable_conv2d(input, offset, None, weight, None, _plain_geometry(settings, weight)))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **settings: int,
+) -> None:
+    """Writes into grad_input and grad_offset."""
+    grads = _backward(input, offset, None, weight, _plain_geometry(settings, weight), grad_output)
+    grad_input.copy_(grads[0])
+    grad_offset.copy_(grads[1])
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    *,
+    scale: float,
+    **settings: int,
+) -> None:
+    """Adds scale times the weight's gradient to grad_weight."""
+    weight = torch.zeros_like(grad_weight)
+    grads = _backward(input, offset, None, weight, _plain_geometry(settings, weight), grad_output)
+    grad_weight.add_(grads[2], alpha=scale)
