@@ -1,0 +1,28 @@
+"""Scores: nuScenes detection (NDS, mAP, errors), BEV map IoU, and baselines through the same metrics."""
+
+from perception.evaluation.baselines import (
+    BASELINES,
+    ConstantPredictor,
+    baseline_predictions,
+    constant_predictions,
+)
+from perception.evaluation.bev_seg_metric import BEVSegMetric, count_matches
+from perception.evaluation.constant_boxes import ConstantBoxes
+from perception.evaluation.constant_map import ConstantMap
+from perception.evaluation.gathered_metric import GatheredMetric
+from perception.evaluation.ground_truth_baseline import ground_truth_predictions
+from perception.evaluation.nuscenes_metric import NuScenesDetectionMetric
+
+__all__ = [
+    "BASELINES",
+    "BEVSegMetric",
+    "ConstantBoxes",
+    "ConstantMap",
+    "ConstantPredictor",
+    "GatheredMetric",
+    "NuScenesDetectionMetric",
+    "baseline_predictions",
+    "constant_predictions",
+    "count_matches",
+    "ground_truth_predictions",
+]

@@ -1,0 +1,135 @@
+"""nuscenes-devkit, quiet and safe on the inputs where it crashes. The numbers are the devkit's own."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nuscenes import NuScenes
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import (
+    add_center_dist,
+    filter_eval_boxes,
+    load_gt_of_sample_tokens,
+    load_prediction_of_sample_tokens,
+)
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.utils.splits import get_scenes_of_split
+
+from perception.utils import DataError
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the devkit's prints and progress bars; exceptions pass."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def open_tables(data_root: str | Path, version: str) -> NuScenes:
+    """The nuScenes tables.
+
+    Raises:
+        DataError: the root holds no such version, or its tables are damaged.
+    """
+    folder = Path(data_root) / version
+    if not folder.is_dir():
+        found = sorted(path.name for path in Path(data_root).glob("v*") if path.is_dir())
+        raise DataError(
+            f"no nuScenes tables of version {version!r} (found: {', '.join(found) or 'none'}); set data_root "
+            "and version to a nuScenes root",
+            path=folder,
+        )
+    try:
+        with quiet():
+            return NuScenes(version=version, dataroot=str(data_root), verbose=False)
+    except (KeyError, IndexError, AssertionError, ValueError, OSError) as error:
+        raise DataError(
+            f"nuscenes-devkit cannot load the tables ({type(error).__name__}: {error}); run "
+            "`perception data verify` on this root",
+            path=folder,
+        ) from error
+
+
+def split_tokens(tables: NuScenes, eval_set: str) -> list[str]:
+    """Tokens of a split's samples, in the order of the tables.
+
+    Raises:
+        ValueError: the split is unknown.
+        DataError: no scene of the split is in the tables.
+    """
+    try:
+        scenes = set(get_scenes_of_split(eval_set, tables))
+    except ValueError as error:
+        raise ValueError(
+            f"eval_set {eval_set!r} is neither one of nuScenes' splits (mini_train, mini_val, train, val, "
+            "test, ...) nor in the root's splits.json."
+        ) from error
+    wanted = {scene["token"] for scene in tables.scene if scene["name"] in scenes}
+    tokens = [sample["token"] for sample in tables.sample if sample["scene_token"] in wanted]
+    if not tokens:
+        raise DataError(
+            f"no sample of split {eval_set!r} in version {tables.version!r}; check eval_set and version",
+            path=Path(tables.dataroot) / tables.version,
+        )
+    return tokens
+
+
+class _PartEval(DetectionEval):
+    """DetectionEval on chosen samples, also where no box is left; `evaluate` is inherited unchanged."""
+
+    def __init__(
+        self, tables: NuScenes, config: DetectionConfig, result_path: str, sample_tokens: Sequence[str]
+    ) -> None:
+        self.nusc = tables
+        self.cfg = config
+        self.verbose = False
+        predictions, self.meta = load_prediction_of_sample_tokens(
+            result_path, config.max_boxes_per_sample, DetectionBox, sample_tokens=list(sample_tokens)
+        )
+        truth = load_gt_of_sample_tokens(tables, list(sample_tokens), DetectionBox)
+        self.pred_boxes = self._filter(predictions)
+        self.gt_boxes = self._filter(truth)
+        self.sample_tokens = self.gt_boxes.sample_tokens
+
+    def _filter(self, boxes: EvalBoxes) -> EvalBoxes:
+        if not boxes.all:
+            return boxes  # the devkit's filter stops on "Invalid box type: None"
+        return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
+
+
+def evaluate_detections(
+    *,
+    tables: NuScenes,
+    result_path: str | Path,
+    eval_set: str,
+    sample_tokens: Sequence[str],
+    whole_split: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the official detection evaluation (configuration `detection_cvpr_2019`).
+
+    The whole split goes through `DetectionEval` itself. A part of it, an all-empty prediction and a split
+    without a box of the ten classes go through the same loading, filtering and accumulating functions for the
+    named samples.
+
+    Args:
+        tables: the nuScenes tables.
+        result_path: result file in nuScenes' form; holds every token of `sample_tokens`.
+        eval_set: name of the split.
+        sample_tokens: the samples to evaluate.
+        whole_split: whether these are all the split's samples.
+
+    Returns:
+        The devkit's `metrics_summary.json` and `metrics_details.json` as dicts (may hold NaN).
+    """
+    config = config_factory("detection_cvpr_2019")
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
+        evaluation: DetectionEval = _PartEval(tables, config, str(result_path), sample_tokens)
+        if whole_split and evaluation.pred_boxes.all and evaluation.gt_boxes.all:
+            evaluation = DetectionEval(tables, config, str(result_path), eval_set, scratch, verbose=False)
+        metrics, details = evaluation.evaluate()
+    return metrics.serialize(), details.serialize()

@@ -1,0 +1,141 @@
+"""Boxes of the LiDAR frame → entries of a nuScenes result file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pyquaternion import Quaternion
+
+MOVING_SPEED = 0.2
+"""Speed, m/s, above which an object counts as moving (mmdet3d's rule)."""
+
+_VEHICLE = ("vehicle.moving", "vehicle.parked")
+_CYCLE = ("cycle.with_rider", "cycle.without_rider")
+ATTRIBUTES: dict[str, tuple[str, str]] = {
+    "car": _VEHICLE,
+    "truck": _VEHICLE,
+    "construction_vehicle": _VEHICLE,
+    "bus": ("vehicle.moving", "vehicle.stopped"),
+    "trailer": _VEHICLE,
+    "barrier": ("", ""),
+    "motorcycle": _CYCLE,
+    "bicycle": _CYCLE,
+    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
+    "traffic_cone": ("", ""),
+}
+"""Per class: attribute of a moving and of a still object."""
+
+
+def lidar2global(sample: Mapping[str, Any]) -> np.ndarray:
+    """(4, 4), float64, LiDAR frame → global frame, from a data sample's `ego2global` and `lidar2ego`.
+
+    Raises:
+        ValueError: a pose is absent, or the sample was flipped or rotated in the bird's-eye view.
+    """
+    poses = {}
+    for name in ("ego2global", "lidar2ego"):
+        pose = sample.get(name, None)
+        if pose is None:
+            raise ValueError(
+                f"Sample {sample.get('sample_token', '')} carries no {name}; add it to the packing "
+                "transform's meta_keys."
+            )
+        poses[name] = np.asarray(pose, dtype=np.float64)
+    augmentation = sample.get("bev_aug", None)
+    if augmentation is not None and not np.allclose(augmentation, np.eye(4), atol=1e-6):
+        raise ValueError(
+            f"Sample {sample.get('sample_token', '')} was flipped or rotated in the bird's-eye view (bev_aug "
+            "is not the identity). Evaluate with a pipeline without augmentation."
+        )
+    return poses["ego2global"] @ poses["lidar2ego"]
+
+
+def boxes2entries(
+    *,
+    sample_token: str,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    pose: np.ndarray,
+    class_names: Sequence[str],
+    attributes: Sequence[str] | None = None,
+    max_boxes: int = 500,
+) -> list[dict[str, Any]]:
+    """Entries of one sample, best score first, at most `max_boxes`.
+
+    Args:
+        sample_token: the sample.
+        boxes: (n, 7 or 9), LiDAR frame, bottom-centre (x, y, z, l, w, h, yaw[, vx, vy]), metres, rad, m/s. A
+            NaN velocity (unknown) is written as 0: JSON has no NaN.
+        scores: (n,), any finite value.
+        labels: (n,), int, indices into `class_names`.
+        pose: (4, 4), LiDAR frame → global frame.
+        class_names: names of the labels.
+        attributes: (n,) attribute names; by class and speed where not given.
+        max_boxes: nuScenes' limit per sample.
+
+    Raises:
+        ValueError: a box or score is not finite, a size is not positive, or a label has no class.
+    """
+    count = len(boxes)
+    if not len(scores) == len(labels) == count:
+        raise ValueError(
+            f"Sample {sample_token}: {count} boxes, {len(scores)} scores and {len(labels)} labels."
+        )
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(count, -1)
+    scores = np.asarray(scores, dtype=np.float64)
+    _check(sample_token, boxes, scores, labels, len(class_names))
+    order = np.argsort(-scores, kind="stable")[:max_boxes]
+
+    rotation = pose[:3, :3]
+    centres = boxes[:, :3] + np.array([0.0, 0.0, 0.5]) * boxes[:, 5:6]
+    centres = centres @ rotation.T + pose[:3, 3]
+    velocities = np.zeros((count, 3))
+    if boxes.shape[1] >= 9:
+        velocities[:, :2] = np.nan_to_num(boxes[:, 7:9], nan=0.0)
+    speeds = np.linalg.norm(velocities, axis=1)
+    velocities = velocities @ rotation.T
+    base = Quaternion(matrix=rotation, rtol=1e-4, atol=1e-4)
+
+    entries = []
+    for index in order:
+        name = class_names[int(labels[index])]
+        moving, still = ATTRIBUTES[name]
+        attribute = moving if speeds[index] > MOVING_SPEED else still
+        turn = base * Quaternion(axis=(0.0, 0.0, 1.0), radians=float(boxes[index, 6]))
+        length, width, height = boxes[index, 3:6]
+        entries.append(
+            {
+                "sample_token": sample_token,
+                "translation": centres[index].tolist(),
+                "size": [float(width), float(length), float(height)],
+                "rotation": turn.elements.tolist(),
+                "velocity": velocities[index, :2].tolist(),
+                "detection_name": name,
+                "detection_score": float(scores[index]),
+                "attribute_name": attribute if attributes is None else attributes[index],
+            }
+        )
+    return entries
+
+
+def _check(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    if not np.isfinite(boxes[:, :7]).all() or not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(boxes[:, :7]).all(axis=1) | ~np.isfinite(scores))
+        raise ValueError(
+            f"Sample {token}: predicted box {bad[0]} is not finite: {boxes[bad[0]].tolist()}, score "
+            f"{scores[bad[0]]}. The model has diverged; evaluate an earlier checkpoint."
+        )
+    if np.isinf(boxes[:, 7:]).any():
+        raise ValueError(f"Sample {token}: a predicted velocity is infinite. Evaluate an earlier checkpoint.")
+    if (boxes[:, 3:6] <= 0).any():
+        first = int(np.flatnonzero((boxes[:, 3:6] <= 0).any(axis=1))[0])
+        raise ValueError(
+            f"Sample {token}: predicted box {first} has a size that is not positive: "
+            f"{boxes[first, 3:6].tolist()} m."
+        )
+    if len(labels) and not (0 <= int(np.min(labels)) and int(np.max(labels)) < num_classes):
+        raise ValueError(
+            f"Sample {token}: labels {int(np.min(labels))}...{int(np.max(labels))} found, allowed "
+            f"0...{num_classes - 1}."
+        )

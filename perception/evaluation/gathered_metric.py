@@ -1,0 +1,143 @@
+"""A metric whose result does not depend on how the samples were spread over ranks.
+
+MMEngine's `collect_results` interleaves the ranks' lists and cuts the tail: with shards of uneven length it
+drops real samples and keeps padded ones. Here results are keyed by sample token, so order, padding and shard
+sizes do not matter.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.evaluator import BaseMetric
+
+from perception.utils import get_logger
+
+logger = get_logger("evaluation")
+
+_MAX_NAMED = 5
+
+
+class GatheredMetric(BaseMetric):
+    """Base of our metrics: one result per sample, gathered from all ranks by `sample_token`.
+
+    A subclass turns one data sample into one JSON-like result (`process_sample`) and all results, sorted by
+    token, into numbers (`compute_metrics`). It may name the samples it needs (`expected_tokens`).
+
+    *Deviation* from MMEngine: `evaluate` is overridden. A sample seen twice (padding of a shard) counts once,
+    the lowest rank's; a missing sample is an error unless `is_subset`; an error on the main rank is raised on
+    every rank instead of leaving the others waiting.
+
+    Args:
+        subset: the metric is meant to see only a part of its split, as for a quick look.
+
+    Example:
+        >>> class Count(GatheredMetric):
+        ...     def process_sample(self, sample): return 1
+        ...     def compute_metrics(self, results): return {"count": sum(results.values())}
+        >>> metric = Count()
+        >>> metric.process(None, [{"sample_token": "a"}, {"sample_token": "b"}, {"sample_token": "a"}])
+        >>> metric.evaluate(size=2)
+        {'count': 2}
+    """
+
+    default_prefix = ""
+
+    def __init__(self, *, subset: bool = False) -> None:
+        # The empty prefix is deliberate (keys are NDS, mIoU, ...); MMEngine warns only about None.
+        super().__init__(collect_device="cpu", prefix=None)
+        self.is_subset = subset
+
+    @abstractmethod
+    def process_sample(self, sample: Mapping[str, Any]) -> Any:
+        """Result of one sample; NumPy arrays and plain values only, since it travels between ranks."""
+
+    @abstractmethod
+    def compute_metrics(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Numbers from all results, keyed and sorted by sample token. Called on the main rank only."""
+
+    def expected_tokens(self) -> Iterable[str] | None:
+        """Tokens that must all be present; None if only their number is known. Main rank only."""
+        return None
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Append one (token, result) pair per data sample.
+
+        Raises:
+            ValueError: a data sample has no `sample_token`.
+        """
+        for sample in data_samples:
+            token = sample.get("sample_token", None)
+            if not token:
+                raise ValueError(
+                    f"{type(self).__name__}: a data sample carries no sample_token (found "
+                    f"{sorted(sample.keys())}). Add 'sample_token' to the packing transform's meta_keys."
+                )
+            self.results.append((token, self.process_sample(sample)))
+
+    def evaluate(self, size: int) -> dict[str, Any]:
+        """Gather, check for missing samples, compute on the main rank, broadcast.
+
+        Args:
+            size: number of samples of the evaluated dataset.
+
+        Raises:
+            ValueError: samples are missing and the metric is not told that it sees a subset.
+        """
+        shards = all_gather_object(list(self.results))
+        self.results.clear()
+        error: Exception | None = None
+        message: list[Any] = [None, None]
+        if is_main_process():
+            try:
+                message[0] = self._evaluate_gathered(shards, size)
+            except Exception as caught:  # noqa: BLE001 - raised again below, on every rank
+                error = caught
+                message[1] = f"{type(caught).__name__}: {caught}"
+        broadcast_object_list(message)
+        if error is not None:
+            raise error
+        if message[1] is not None:
+            raise RuntimeError(f"{type(self).__name__} failed on the main rank: {message[1]}")
+        return message[0]
+
+    def _evaluate_gathered(self, shards: Sequence[Sequence[tuple[str, Any]]], size: int) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        num_seen = 0
+        for shard in shards:
+            num_seen += len(shard)
+            for token, result in shard:
+                merged.setdefault(token, result)
+        if num_seen > len(merged):
+            logger.debug("%s: %d repeated samples dropped.", type(self).__name__, num_seen - len(merged))
+        if not self.is_subset:
+            self._check_complete(merged, size)
+        return self.compute_metrics({token: merged[token] for token in sorted(merged)})
+
+    def _check_complete(self, merged: Mapping[str, Any], size: int) -> None:
+        expected = self.expected_tokens()
+        if expected is None:
+            missing, total = [], size
+            num_missing = max(size - len(merged), 0)
+        else:
+            expected = set(expected)
+            missing, total = sorted(expected - merged.keys()), len(expected)
+            num_missing = len(missing)
+            unknown = sorted(merged.keys() - expected)
+            if unknown:
+                raise ValueError(
+                    f"{type(self).__name__}: {len(unknown)} evaluated samples do not belong to the split: "
+                    f"{_name_some(unknown)}. Evaluate the split that the metric is set to."
+                )
+        if num_missing:
+            names = f": {_name_some(missing)}" if missing else ""
+            raise ValueError(
+                f"{type(self).__name__}: {num_missing} of {total} samples have no result{names}. "
+                "Evaluate the whole split, or set subset=True for a quick look that is not comparable."
+            )
+
+
+def _name_some(tokens: Sequence[str]) -> str:
+    rest = len(tokens) - _MAX_NAMED
+    return ", ".join(tokens[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

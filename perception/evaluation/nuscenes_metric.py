@@ -1,0 +1,193 @@
+"""NDS, mAP and the five true-positive errors, by nuscenes-devkit's own DetectionEval."""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nuscenes import NuScenes
+
+from perception.evaluation._devkit import evaluate_detections, open_tables, split_tokens
+from perception.evaluation._results import boxes2entries, lidar2global
+from perception.evaluation.gathered_metric import GatheredMetric, logger
+from perception.registry import METRICS
+from perception.structures import CLASS_NAMES
+from perception.utils import write_json_atomic
+
+TP_ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
+"""The devkit's names of the true-positive errors → ours (metres, 1 − IoU, rad, m/s, 1 − accuracy)."""
+
+_DEFAULT_SETS = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-test": "test"}
+_META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
+
+
+@METRICS.register_module()
+class NuScenesDetectionMetric(GatheredMetric):
+    """Official nuScenes detection scores of boxes predicted in the LiDAR frame.
+
+    Keys: `NDS mAP mATE mASE mAOE mAVE mAAE`, per class `AP/car`, `ATE/car`, ... and `comparable` (False on a
+    subset). An error that nuScenes leaves undefined (`AOE/traffic_cone`, `AVE/barrier`, ...) has no key.
+    All-empty predictions score NDS 0, mAP 0 and errors 1.
+
+    A data sample needs `sample_token`, `ego2global`, `lidar2ego` and `pred_instances_3d` with `bboxes_3d`
+    (LiDARInstance3DBoxes), `scores_3d`, `labels_3d`, and optionally `attributes` (list of names); attributes
+    otherwise follow from class and speed.
+
+    *Source*: nuScenes detection task, configuration detection_cvpr_2019; attribute rule as in mmdet3d's
+    NuScenesMetric.
+
+    Args:
+        data_root: nuScenes root.
+        version: "v1.0-mini", "v1.0-trainval" or "v1.0-test".
+        eval_set: split to score; by default the version's validation (or test) split.
+        subset: only a part of the split is evaluated; the result is marked as not comparable.
+        out_dir: where `results_nusc.json`, `metrics_summary.json` and `metrics_details.json` go; not kept if
+            None.
+        format_only: only write the result file, for a split without annotations; needs `out_dir`.
+        class_names: names of the labels; by default the dataset's, else BEVFormer's order.
+
+    Raises:
+        ValueError: `eval_set` cannot be derived, or `format_only` lacks `out_dir`.
+
+    Example:
+        >>> metric = NuScenesDetectionMetric(data_root="data/nuscenes", version="v1.0-mini")
+        >>> metric.eval_set
+        'mini_val'
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: str,
+        version: str,
+        eval_set: str | None = None,
+        subset: bool = False,
+        out_dir: str | None = None,
+        format_only: bool = False,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(subset=subset)
+        if eval_set is None and version not in _DEFAULT_SETS:
+            raise ValueError(
+                f"version {version!r} has no default split; set eval_set. Known: {', '.join(_DEFAULT_SETS)}."
+            )
+        if format_only and out_dir is None:
+            raise ValueError(
+                "format_only=True writes a result file: set out_dir to the folder it should go to."
+            )
+        self.data_root = str(data_root)
+        self.version = version
+        self.eval_set = eval_set or _DEFAULT_SETS[version]
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.format_only = format_only
+        self._class_names = class_names
+
+    @cached_property
+    def tables(self) -> NuScenes:
+        """The nuScenes tables, loaded at the first use and kept."""
+        return open_tables(self.data_root, self.version)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        if self._class_names is not None:
+            return tuple(self._class_names)
+        return tuple((self.dataset_meta or {}).get("classes", CLASS_NAMES))
+
+    def expected_tokens(self) -> list[str]:
+        """All samples of the split."""
+        return split_tokens(self.tables, self.eval_set)
+
+    def process_sample(self, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The sample's entries in the result file, global frame.
+
+        Raises:
+            ValueError: the sample has no predicted boxes, lacks poses, or holds a box that is not finite.
+        """
+        predicted = sample.get("pred_instances_3d", None)
+        if predicted is None:
+            raise ValueError(
+                f"Sample {sample.get('sample_token', None)} has no pred_instances_3d: the model predicts no "
+                "boxes. Remove NuScenesDetectionMetric from the evaluators of a model without a detection "
+                "head."
+            )
+        return boxes2entries(
+            sample_token=sample.get("sample_token", None),
+            boxes=_array(predicted["bboxes_3d"].tensor),
+            scores=_array(predicted["scores_3d"]),
+            labels=_array(predicted["labels_3d"]),
+            pose=lidar2global(sample),
+            class_names=self.class_names,
+            attributes=predicted.get("attributes", None),
+        )
+
+    def compute_metrics(self, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        """Write the result file and score it; `results` maps sample tokens to entries."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.out_dir or Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            result_path = folder / "results_nusc.json"
+            write_json_atomic(result_path, {"meta": _META, "results": results}, indent=None)
+            if self.format_only:
+                logger.info("Result file of %d samples: %s", len(results), result_path)
+                return {}
+            return self._score(results, result_path)
+
+    def _score(self, results: dict[str, list[dict[str, Any]]], result_path: Path) -> dict[str, Any]:
+        whole_split = not self.is_subset
+        if self.is_subset:
+            total = self.expected_tokens()
+            unknown = sorted(set(results) - set(total))
+            if unknown or not results:
+                found = f"sample {unknown[0]} is not in it" if unknown else "no sample was evaluated"
+                raise ValueError(f"Subset of split {self.eval_set!r}: {found}.")
+            logger.warning(
+                "Detection scores are of a subset (%d of %d samples of %s) and not comparable with "
+                "published ones.",
+                len(results),
+                len(total),
+                self.eval_set,
+            )
+        if not any(results.values()):
+            logger.warning("No box was predicted in %d samples: NDS and mAP are 0.", len(results))
+        summary, details = evaluate_detections(
+            tables=self.tables,
+            result_path=result_path,
+            eval_set=self.eval_set,
+            sample_tokens=list(results),
+            whole_split=whole_split,
+        )
+        if self.out_dir is not None:
+            write_json_atomic(self.out_dir / "metrics_summary.json", _without_nan(summary))
+            write_json_atomic(self.out_dir / "metrics_details.json", _without_nan(details), indent=None)
+        return {**_flatten(summary), "comparable": whole_split}
+
+
+def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The devkit's summary under our keys; undefined (NaN) values are left out."""
+    metrics = {"NDS": summary["nd_score"], "mAP": summary["mean_ap"]}
+    metrics |= {f"m{ours}": summary["tp_errors"][theirs] for theirs, ours in TP_ERRORS.items()}
+    for name, average_precision in summary["mean_dist_aps"].items():
+        metrics[f"AP/{name}"] = average_precision
+        for theirs, ours in TP_ERRORS.items():
+            metrics[f"{ours}/{name}"] = summary["label_tp_errors"][name][theirs]
+    return {key: float(value) for key, value in metrics.items() if not math.isnan(value)}
+
+
+def _without_nan(value: Any) -> Any:
+    """The same structure in strict JSON: NaN becomes null, keys become strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return None if math.isnan(value) else float(value)
+    return value
+
+
+def _array(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
