@@ -1,0 +1,43 @@
+"""BEVFormer nano: the demo's model, small enough to train from scratch on two CPU cores.
+
+Source: ours; BEVFormer's structure with a narrow ResNet-18, a 40 × 40 BEV and query groups in training.
+Input: 352 × 198 padded to 352 × 224, RGB ImageNet normalisation.
+"""
+
+from mmdet.models.backbones import ResNet
+from mmdet.models.necks import FPN
+
+from perception.models import BEVDataPreprocessor, BEVEncoder, BEVFormer, BoxHead, SegHead
+
+_pc_range = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+_bev = dict(pc_range=_pc_range, bev_h=40, bev_w=40, embed_dims=64)
+
+model = dict(
+    type=BEVFormer,
+    data_preprocessor=dict(type=BEVDataPreprocessor, pad_size_divisor=32),
+    img_backbone=dict(
+        type=ResNet,
+        depth=18,
+        base_channels=32,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        zero_init_residual=False,
+    ),
+    img_neck=dict(type=FPN, in_channels=[128], out_channels=64, num_outs=1),
+    bev_encoder=dict(type=BEVEncoder, num_layers=2, num_heads=4, num_levels=1, **_bev),
+    box_head=dict(
+        type=BoxHead,
+        num_query=150,
+        num_layers=3,
+        num_heads=4,
+        num_query_groups=3,
+        reference_init="grid",
+        with_box_refine=True,
+        **_bev,
+    ),
+    seg_head=dict(type=SegHead, width=8, reduce_dims=16, loss_dice_weight=1.0, **_bev),
+)

@@ -1,0 +1,9 @@
+"""Networks, heads and losses."""
+
+from perception.models.bev_encoder import BEVEncoder
+from perception.models.bevformer import BEVFormer
+from perception.models.box_head import BoxHead
+from perception.models.data_preprocessor import BEVDataPreprocessor
+from perception.models.seg_head import SegHead
+
+__all__ = ["BEVDataPreprocessor", "BEVEncoder", "BEVFormer", "BoxHead", "SegHead"]

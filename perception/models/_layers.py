@@ -1,0 +1,94 @@
+"""Pieces that several transformer modules share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_float(x: Tensor) -> Tensor:
+    """Half precision → float32; float32 and float64 as they are. For positions, which half can't address."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 − x)) with both clamped to at least `eps`; x in 0..1."""
+    x = x.clamp(0.0, 1.0)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def offset_normalizer(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(L, 2): (width, height) of each level, by which sampling offsets in cells become fractions."""
+    return like.new_tensor([(width, height) for height, width in spatial_shapes])
+
+
+def spread_offsets(num_heads: int, repeats: int, num_points: int) -> Tensor:
+    """Initial bias of a sampling-offset layer: head h looks in direction 2πh / H, point p at distance p + 1 cells.
+
+    *Source*: Deformable DETR, appendix.
+
+    Args:
+        num_heads: H.
+        repeats: how many queues and levels there are per head.
+        num_points: P.
+
+    Returns:
+        (H·repeats·P·2,), cells.
+    """
+    angle = torch.arange(num_heads, dtype=torch.float32) * (2 * torch.pi / num_heads)
+    direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+    distance = torch.arange(1, num_points + 1, dtype=torch.float32)
+    offsets = direction[:, None, None, :] * distance[None, None, :, None]  # (H, 1, P, 2)
+    return offsets.expand(-1, repeats, -1, -1).reshape(-1)
+
+
+def init_attention(
+    sampling_offsets: nn.Linear, attention_weights: nn.Linear, projections: Sequence[nn.Linear], bias: Tensor
+) -> None:
+    """Initialise a deformable attention: fixed spread of offsets, equal weights, Xavier projections."""
+    nn.init.zeros_(sampling_offsets.weight)
+    nn.init.zeros_(attention_weights.weight)
+    nn.init.zeros_(attention_weights.bias)
+    with torch.no_grad():
+        sampling_offsets.bias.copy_(bias)
+    for projection in projections:
+        nn.init.xavier_uniform_(projection.weight)
+        nn.init.zeros_(projection.bias)
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, linear, each followed by dropout, plus the input.
+
+    Args:
+        embed_dims: C.
+        hidden_dims: width in between.
+        dropout: probability.
+    """
+
+    def __init__(self, *, embed_dims: int, hidden_dims: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(embed_dims, hidden_dims)
+        self.linear2 = nn.Linear(hidden_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C)."""
+        hidden = self.dropout(self.linear1(x).relu())
+        return x + self.dropout(self.linear2(hidden))
+
+
+def check_heads(embed_dims: int, num_heads: int) -> None:
+    """Refuse a channel count that the heads can't share.
+
+    Raises:
+        ValueError: `embed_dims` is not a multiple of `num_heads`.
+    """
+    if num_heads < 1 or embed_dims % num_heads:
+        raise ValueError(
+            f"embed_dims must be a multiple of num_heads, got {embed_dims} and {num_heads}. Change one of them in "
+            "the model config."
+        )

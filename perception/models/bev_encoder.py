@@ -1,0 +1,296 @@
+"""From image features of all cameras, and the previous BEV, to the BEV features.
+
+Legend: B batch, N cameras, Q = bev_h · bev_w cells (row-major), C channels, L levels, S = Σ h·w image cells.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from perception.models._layers import FeedForward
+from perception.models.camera_projection import CameraPlan, pillar_points, plan_cameras, project_pillars
+from perception.models.history import clear_motion, rotate_bev
+from perception.models.spatial_cross_attention import SpatialCrossAttention
+from perception.models.temporal_self_attention import TemporalSelfAttention
+from perception.registry import MODELS
+from perception.structures import EGO_MOTION_SIZE, BEVGrid, bev_shift
+
+
+class LearnedPositionalEncoding(nn.Module):
+    """One learned vector per column and one per row, concatenated in that order.
+
+    Args:
+        embed_dims: C, even.
+        bev_h: rows.
+        bev_w: columns.
+    """
+
+    def __init__(self, *, embed_dims: int, bev_h: int, bev_w: int) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(bev_h, embed_dims // 2)
+        self.col_embed = nn.Embedding(bev_w, embed_dims // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self) -> Tensor:
+        """(1, Q, C)."""
+        row, column = self.row_embed.weight, self.col_embed.weight
+        bev_h, bev_w = len(row), len(column)
+        grid = [column[None].expand(bev_h, -1, -1), row[:, None].expand(-1, bev_w, -1)]
+        return torch.cat(grid, dim=-1).flatten(0, 1)[None]
+
+
+class BEVEncoderLayer(nn.Module):
+    """Temporal self-attention, spatial cross-attention and feed-forward, each followed by its norm.
+
+    Args:
+        embed_dims: C.
+        num_heads: of both attentions.
+        num_levels: L.
+        num_points_in_pillar: D.
+        num_points_temporal: sampled per head and queue entry.
+        num_points_spatial: sampled per head, level and camera.
+        ffn_dims: hidden width of the feed-forward.
+        dropout: probability, everywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dims: int,
+        num_heads: int,
+        num_levels: int,
+        num_points_in_pillar: int,
+        num_points_temporal: int,
+        num_points_spatial: int,
+        ffn_dims: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.temporal_self_attention = TemporalSelfAttention(
+            embed_dims=embed_dims, num_heads=num_heads, num_points=num_points_temporal, dropout=dropout
+        )
+        self.spatial_cross_attention = SpatialCrossAttention(
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            num_levels=num_levels,
+            num_points=num_points_spatial,
+            num_points_in_pillar=num_points_in_pillar,
+            dropout=dropout,
+        )
+        self.ffn = FeedForward(embed_dims=embed_dims, hidden_dims=ffn_dims, dropout=dropout)
+        self.norms = nn.ModuleList([nn.LayerNorm(embed_dims) for _ in range(3)])
+
+    def forward(
+        self,
+        query: Tensor,
+        bev_pos: Tensor,
+        history: Tensor,
+        current: Tensor,
+        reference_points: Tensor,
+        bev_shape: tuple[int, int],
+        features: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        plan: CameraPlan,
+    ) -> Tensor:
+        """(B, Q, C) → (B, Q, C); arguments as the two attentions name them."""
+        query = self.temporal_self_attention(query, bev_pos, history, current, reference_points, bev_shape)
+        query = self.norms[0](query)
+        query = self.norms[1](self.spatial_cross_attention(query, features, spatial_shapes, plan))
+        return self.norms[2](self.ffn(query))
+
+
+@MODELS.register_module()
+class BEVEncoder(nn.Module):
+    """BEVFormer's encoder: a grid of BEV queries that gather image features and history.
+
+    *Source*: BEVFormer §3 and its released code, upstream defects corrected: history, ego motion and visibility are
+    each sample's own; the history turns about the vehicle; the shift moves only the history's reference points.
+
+    Args:
+        pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), LiDAR frame, metres.
+        bev_h: rows of the grid.
+        bev_w: columns of the grid.
+        embed_dims: C, even.
+        num_layers: number of encoder layers.
+        num_cams: N.
+        num_levels: L, feature levels per camera.
+        num_heads: of both attentions.
+        num_points_in_pillar: D.
+        num_points_temporal: sampled per head and queue entry.
+        num_points_spatial: sampled per head, level and camera; a multiple of D.
+        ffn_dims: hidden width of the feed-forward, by default 2C.
+        dropout: probability, everywhere.
+        rotate_center: (x, y) in cells about which history turns; None is the vehicle's position.
+        static_cameras: give all queries to all cameras (constant shapes, for export) instead of the visible ones.
+        num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
+
+    Raises:
+        ValueError: odd C, or more levels than level embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        pc_range: Sequence[float],
+        bev_h: int,
+        bev_w: int,
+        embed_dims: int = 256,
+        num_layers: int = 3,
+        num_cams: int = 6,
+        num_levels: int = 1,
+        num_heads: int = 8,
+        num_points_in_pillar: int = 4,
+        num_points_temporal: int = 4,
+        num_points_spatial: int = 8,
+        ffn_dims: int | None = None,
+        dropout: float = 0.1,
+        rotate_center: tuple[float, float] | None = None,
+        static_cameras: bool = False,
+        num_level_embeds: int = 4,
+    ) -> None:
+        super().__init__()
+        if embed_dims % 2:
+            raise ValueError(f"embed_dims must be even (half for rows, half for columns), got {embed_dims}.")
+        if num_levels > num_level_embeds:
+            raise ValueError(f"num_levels must be at most num_level_embeds = {num_level_embeds}, got {num_levels}.")
+        x_min, y_min, z_min, x_max, y_max, z_max = pc_range
+        self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
+        self.embed_dims = embed_dims
+        self.num_cams = num_cams
+        self.num_levels = num_levels
+        self.rotate_center = rotate_center
+        self.static_cameras = static_cameras
+
+        self.bev_embedding = nn.Embedding(bev_h * bev_w, embed_dims)
+        self.positional_encoding = LearnedPositionalEncoding(embed_dims=embed_dims, bev_h=bev_h, bev_w=bev_w)
+        self.cams_embeds = nn.Parameter(torch.randn(num_cams, embed_dims))
+        self.level_embeds = nn.Parameter(torch.randn(num_level_embeds, embed_dims))
+        self.can_bus_mlp = nn.Sequential()
+        for name, module in (
+            ("0", nn.Linear(EGO_MOTION_SIZE, embed_dims // 2)),
+            ("1", nn.ReLU()),
+            ("2", nn.Linear(embed_dims // 2, embed_dims)),
+            ("3", nn.ReLU()),
+            ("norm", nn.LayerNorm(embed_dims)),
+        ):
+            self.can_bus_mlp.add_module(name, module)
+        self.layers = nn.ModuleList(
+            BEVEncoderLayer(
+                embed_dims=embed_dims,
+                num_heads=num_heads,
+                num_levels=num_levels,
+                num_points_in_pillar=num_points_in_pillar,
+                num_points_temporal=num_points_temporal,
+                num_points_spatial=num_points_spatial,
+                ffn_dims=2 * embed_dims if ffn_dims is None else ffn_dims,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        centres = torch.from_numpy(self.grid.centres()).reshape(-1, 2)
+        corner, extent = torch.tensor(pc_range[:2]), torch.tensor(self.grid.extent[:2])
+        self.register_buffer("ref_2d", ((centres - corner) / extent).float(), persistent=False)  # (Q, 2), 0..1
+        self.register_buffer("ref_3d", pillar_points(self.grid, num_points_in_pillar), persistent=False)
+        self.ref_2d: Tensor
+        self.ref_3d: Tensor
+
+    def forward(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        lidar2img: Tensor,
+        ego_motion: Tensor,
+        image_shape: tuple[int, int],
+        prev_bev: Tensor | None = None,
+        has_prev: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the BEV features of one frame.
+
+        Args:
+            mlvl_feats: L tensors (B, N, C, h, w).
+            lidar2img: (B, N, 4, 4), LiDAR metres → pixels of the network's input image.
+            ego_motion: (B, 18), as `perception.structures.ego_motion`.
+            image_shape: (height, width) of the padded input image, pixels.
+            prev_bev: (B, Q, C), the previous frame's output, unaligned; None where no sample has one.
+            has_prev: (B,), bool, which rows of `prev_bev` count; None: all.
+
+        Returns:
+            (B, Q, C).
+
+        Raises:
+            ValueError: the features or `prev_bev` do not fit the configuration.
+        """
+        self._check(mlvl_feats, prev_bev)
+        batch = len(lidar2img)
+        if has_prev is None or prev_bev is None:
+            has_prev = lidar2img.new_full((batch,), prev_bev is not None, dtype=torch.bool)
+        ego_motion = clear_motion(ego_motion, has_prev)
+        features, spatial_shapes = self.embed_features(mlvl_feats)
+        plan = plan_cameras(
+            *project_pillars(self.ref_3d, lidar2img, image_shape), static=self.static_cameras
+        )
+        reference_points = self.temporal_reference(ego_motion, has_prev)
+        bev_pos = self.positional_encoding()
+        current = query = self.initial_queries(ego_motion)
+        history = None
+        if prev_bev is not None:
+            history = rotate_bev(prev_bev, ego_motion[:, -1], self.grid, self.rotate_center)
+        use_history = has_prev[:, None, None]
+        for layer in self.layers:
+            # A sample without history looks twice at the layer's own query instead.
+            past = query if history is None else torch.where(use_history, history, query)
+            present = query if history is None else torch.where(use_history, current, query)
+            query = layer(
+                query,
+                bev_pos,
+                past,
+                present,
+                reference_points,
+                (self.grid.bev_h, self.grid.bev_w),
+                features,
+                spatial_shapes,
+                plan,
+            )
+        return query
+
+    def initial_queries(self, ego_motion: Tensor) -> Tensor:
+        """(B, 18) → (B, Q, C): the learned grid plus what the ego motion says."""
+        motion = self.can_bus_mlp(ego_motion.to(self.bev_embedding.weight.dtype))
+        return self.bev_embedding.weight[None] + motion[:, None]
+
+    def temporal_reference(self, ego_motion: Tensor, has_prev: Tensor) -> Tensor:
+        """(B, 2, Q, 2), (x, y) in 0..1: where a cell lies in the aligned history, and in the current BEV."""
+        with torch.autocast(ego_motion.device.type, enabled=False):
+            shift = bev_shift(ego_motion.float(), self.grid) * has_prev[:, None]  # (B, 2)
+            current = self.ref_2d[None].expand(len(shift), -1, -1)
+            return torch.stack([current + shift[:, None], current], dim=1)
+
+    def embed_features(self, mlvl_feats: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Add camera and level embeddings; L × (B, N, C, h, w) → (B·N, S, C) and the L (h, w)."""
+        flat = []
+        for level, feature in enumerate(mlvl_feats):
+            tokens = feature.flatten(3).transpose(2, 3)  # (B, N, h·w, C)
+            tokens = tokens + self.cams_embeds[None, :, None] + self.level_embeds[level]
+            flat.append(tokens.flatten(0, 1))
+        shapes = [(int(feature.shape[-2]), int(feature.shape[-1])) for feature in mlvl_feats]
+        return torch.cat(flat, dim=1), shapes
+
+    def _check(self, mlvl_feats: Sequence[Tensor], prev_bev: Tensor | None) -> None:
+        if len(mlvl_feats) != self.num_levels:
+            raise ValueError(
+                f"the encoder expects {self.num_levels} feature level(s), the neck gave {len(mlvl_feats)}. Set "
+                "bev_encoder.num_levels to the neck's num_outs."
+            )
+        cams, channels = mlvl_feats[0].shape[1:3]
+        if cams != self.num_cams or channels != self.embed_dims:
+            raise ValueError(
+                f"the encoder expects {self.num_cams} cameras and {self.embed_dims} channels, got {cams} cameras "
+                f"and {channels} channels. Set bev_encoder.num_cams, or the neck's out_channels, accordingly."
+            )
+        expected = (self.grid.bev_h * self.grid.bev_w, self.embed_dims)
+        if prev_bev is not None and prev_bev.shape[1:] != expected:
+            raise ValueError(
+                f"prev_bev must be (B, {expected[0]}, {expected[1]}) for a {self.grid.bev_h} × {self.grid.bev_w} "
+                f"grid, got {tuple(prev_bev.shape)}. It comes from a model with another bev_h, bev_w or embed_dims."
+            )

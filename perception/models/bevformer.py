@@ -1,0 +1,270 @@
+"""The BEVFormer detector: images of all cameras to BEV features, and from these to the heads.
+
+Legend: B batch, F frames (oldest first, the last is the current one), N cameras, Q BEV cells, C channels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+from perception.balancing import TaskLosses
+from perception.models._eval_mode import eval_no_grad
+from perception.models.backbone_weights import load_backbone
+from perception.models.bev_encoder import BEVEncoder
+from perception.models.box_coder import DecodedBoxes
+from perception.models.box_head import BoxHead, BoxTargets
+from perception.models.seg_head import SegHead
+from perception.models.task_losses import group_losses
+from perception.registry import MODELS
+
+DETECTION_TASKS = ("cls", "box", "velocity")
+SEGMENTATION_TASKS = ("seg",)
+MODULE_CONFIG = Mapping[str, Any]
+
+
+@MODELS.register_module()
+class BEVFormer(BaseModel):
+    """Camera-only 3D detection and BEV segmentation over time.
+
+    *Source*: Li et al., BEVFormer (ECCV 2022), and its released code with the defects corrected that tie it to batch
+    size 1. History frames run in evaluation mode without gradients; only the last frame is trained.
+
+    Args:
+        img_backbone: config of the image backbone (mmdet).
+        img_neck: config of the neck, whose output channels are the encoder's `embed_dims`.
+        bev_encoder: config of the BEV encoder.
+        box_head: config of the box head; None: no detection.
+        seg_head: config of the segmentation head; None: no segmentation.
+        data_preprocessor: config of the data preprocessor.
+        use_history: False trains and predicts every frame on its own (BEVFormer-S).
+        backbone_weights: local file with pretrained backbone weights; None: from scratch.
+        backbone_sha256: expected hash of that file.
+        init_cfg: MMEngine's.
+
+    Raises:
+        ValueError: there is no head, or a head's grid is not the encoder's.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_backbone: MODULE_CONFIG,
+        img_neck: MODULE_CONFIG,
+        bev_encoder: MODULE_CONFIG,
+        box_head: MODULE_CONFIG | None = None,
+        seg_head: MODULE_CONFIG | None = None,
+        data_preprocessor: MODULE_CONFIG | nn.Module | None = None,
+        use_history: bool = True,
+        backbone_weights: str | None = None,
+        backbone_sha256: str | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.img_backbone: nn.Module = MODELS.build(img_backbone)
+        self.img_neck: nn.Module = MODELS.build(img_neck)
+        self.bev_encoder: BEVEncoder = MODELS.build(bev_encoder)
+        self.box_head: BoxHead | None = None if box_head is None else MODELS.build(box_head)
+        self.seg_head: SegHead | None = None if seg_head is None else MODELS.build(seg_head)
+        self.use_history = use_history
+        self.backbone_weights = backbone_weights
+        self.backbone_sha256 = backbone_sha256
+        self._history: dict[str, Tensor] = {}
+        self._check_heads()
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that this model trains, in the order of the Gram matrix's rows."""
+        detection = DETECTION_TASKS if self.box_head is not None else ()
+        return detection + (SEGMENTATION_TASKS if self.seg_head is not None else ())
+
+    def init_weights(self) -> None:
+        """Initialise as the configs say, then load the backbone's file, or say that there is none."""
+        super().init_weights()
+        load_backbone(self.img_backbone, self.backbone_weights, self.backbone_sha256)
+
+    def reset_history(self) -> None:
+        """Forget the BEV features of the last predicted batch."""
+        self._history = {}
+
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        data_samples: Sequence[Det3DDataSample] | None = None,
+        mode: Literal["tensor", "loss", "predict"] = "tensor",
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            inputs: as `BEVDataPreprocessor` returns them: "img" (B, F, N, 3, H, W), "lidar2img" (B, F, N, 4, 4),
+                "ego_motion" (B, F, 18), "has_prev" (B, F) bool.
+            data_samples: B data samples; needed but for mode "tensor".
+            mode: "tensor" gives a dict of raw outputs, "loss" the loss dict, "predict" the data samples with
+                predictions.
+
+        Raises:
+            ValueError: unknown mode, missing data samples, or inputs of the wrong shape.
+        """
+        self._check_inputs(inputs)
+        if mode == "tensor":
+            return self._forward_heads(self.compute_bev(inputs))
+        if data_samples is None or len(data_samples) != len(inputs["img"]):
+            found = "none" if data_samples is None else str(len(data_samples))
+            raise ValueError(f"mode {mode!r} needs {len(inputs['img'])} data_samples, one per image set; got {found}.")
+        if mode == "loss":
+            return self.loss(inputs, data_samples)
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}.")
+
+    def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
+        """Loss terms and target counts; a task without a target in the batch is left out."""
+        outputs = self._forward_heads(self.compute_bev(inputs))
+        losses: dict[str, Tensor] = {}
+        if self.box_head is not None:
+            losses.update(self.box_head.loss(outputs["boxes"], [_box_targets(s) for s in data_samples]))
+        if self.seg_head is not None:
+            losses.update(self.seg_head.loss(outputs["seg_logits"], [_map_target(s) for s in data_samples]))
+        return losses
+
+    def predict(
+        self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]
+    ) -> list[Det3DDataSample]:
+        """Boxes and maps; the batch's BEV features are kept as history for its successors."""
+        tokens = [sample.metainfo.get("sample_token", "") for sample in data_samples]
+        prev_tokens = [sample.metainfo.get("prev_token", "") for sample in data_samples]
+        bev = self.compute_bev(inputs, *self._look_up(prev_tokens))
+        outputs = self._forward_heads(bev)
+        if self.use_history:
+            self._history = {token: row.detach() for token, row in zip(tokens, bev, strict=True) if token}
+        results = [sample.new() for sample in data_samples]
+        if self.box_head is not None:
+            for result, boxes in zip(results, self.box_head.predict(outputs["boxes"]), strict=True):
+                result.pred_instances_3d = _to_instances(boxes)
+        if self.seg_head is not None:
+            for result, classes in zip(results, self.seg_head.predict(outputs["seg_logits"]), strict=True):
+                result.pred_bev_seg = PixelData(sem_seg=classes[None])
+        return results
+
+    def parse_losses(  # type: ignore[override]
+        self, losses: dict[str, Tensor]
+    ) -> "tuple[TaskLosses, OrderedDict[str, Tensor]]":
+        """Group the loss dict by task; MMEngine hands the first result to the optimiser wrapper."""
+        return group_losses(losses, self.task_names)
+
+    def compute_bev(
+        self, inputs: dict[str, Tensor], prev_bev: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor:
+        """The one place where BEV features are made; all heads read its result.
+
+        Args:
+            inputs: as `forward`.
+            prev_bev: (B, Q, C), BEV features of the frame before the first one; None: no sample has any.
+            known: (B,), bool, which rows of `prev_bev` count.
+
+        Returns:
+            (B, Q, C), of the last frame, with gradients.
+        """
+        num_frames = inputs["img"].shape[1]
+        if not self.use_history:
+            return self._encode(inputs, num_frames - 1, self.extract_features(inputs["img"][:, -1]), None, None)
+        if num_frames > 1:
+            with eval_no_grad(self):
+                past = inputs["img"][:, :-1]
+                features = self.extract_features(past.flatten(0, 1))  # all past frames in one batch
+                features = [level.unflatten(0, past.shape[:2]) for level in features]  # (B, F−1, N, C, h, w)
+                for frame in range(num_frames - 1):
+                    per_frame = [level[:, frame] for level in features]
+                    prev_bev, known = self._encode(inputs, frame, per_frame, prev_bev, known), None
+        features = self.extract_features(inputs["img"][:, -1])
+        return self._encode(inputs, num_frames - 1, features, prev_bev, known)
+
+    def extract_features(self, images: Tensor) -> list[Tensor]:
+        """(M, N, 3, H, W) → per level (M, N, C, h, w)."""
+        features = self.img_neck(self.img_backbone(images.flatten(0, 1)))
+        return [level.unflatten(0, images.shape[:2]) for level in features]
+
+    def _encode(
+        self,
+        inputs: dict[str, Tensor],
+        frame: int,
+        features: Sequence[Tensor],
+        prev_bev: Tensor | None,
+        known: Tensor | None,
+    ) -> Tensor:
+        has_prev = inputs["has_prev"][:, frame]
+        if prev_bev is None:
+            has_prev = torch.zeros_like(has_prev)
+        elif known is not None:
+            has_prev = has_prev & known
+        height, width = inputs["img"].shape[-2:]
+        return self.bev_encoder(
+            features,
+            inputs["lidar2img"][:, frame],
+            inputs["ego_motion"][:, frame],
+            (height, width),
+            prev_bev,
+            has_prev,
+        )
+
+    def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
+        outputs: dict[str, Any] = {"bev": bev}
+        if self.box_head is not None:
+            outputs["boxes"] = self.box_head(bev)
+        if self.seg_head is not None:
+            outputs["seg_logits"] = self.seg_head(bev)
+        return outputs
+
+    def _look_up(self, prev_tokens: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
+        found = [self._history.get(token) for token in prev_tokens]
+        rows = [row for row in found if row is not None]
+        if not rows or not self.use_history:
+            return None, None
+        prev_bev = torch.stack([torch.zeros_like(rows[0]) if row is None else row for row in found])
+        known = torch.tensor([row is not None for row in found], device=prev_bev.device)
+        return prev_bev, known
+
+    def _check_heads(self) -> None:
+        heads = {"box_head": self.box_head, "seg_head": self.seg_head}
+        if self.box_head is None and self.seg_head is None:
+            raise ValueError("BEVFormer needs box_head, seg_head, or both; got neither.")
+        expected = (self.bev_encoder.grid, self.bev_encoder.embed_dims)
+        for name, head in heads.items():
+            if head is not None and (head.grid, head.embed_dims) != expected:
+                raise ValueError(
+                    f"{name} expects {head.grid} with {head.embed_dims} channels, bev_encoder makes {expected[0]} with "
+                    f"{expected[1]}. Give both the same pc_range, bev_h, bev_w and embed_dims."
+                )
+
+    def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        images = inputs["img"]
+        cams = self.bev_encoder.num_cams
+        if images.dim() != 6 or images.shape[2] != cams or images.shape[3] != 3:
+            raise ValueError(
+                f"inputs['img'] must be (B, F, N = {cams} cameras, 3, H, W), got {tuple(images.shape)}. Check the "
+                "camera list of the data set and bev_encoder.num_cams."
+            )
+        batch, frames = images.shape[:2]
+        wanted = {"lidar2img": (batch, frames, cams, 4, 4), "ego_motion": (batch, frames, 18), "has_prev": (batch, frames)}
+        for key, shape in wanted.items():
+            if tuple(inputs[key].shape) != shape:
+                raise ValueError(f"inputs[{key!r}] must be {shape} to fit the images, got {tuple(inputs[key].shape)}.")
+
+
+def _box_targets(sample: Det3DDataSample) -> BoxTargets:
+    instances = sample.gt_instances_3d
+    return BoxTargets(instances.bboxes_3d.tensor, instances.labels_3d)
+
+
+def _map_target(sample: Det3DDataSample) -> Tensor | None:
+    return sample.gt_bev_seg.sem_seg[0].long() if "gt_bev_seg" in sample else None
+
+
+def _to_instances(decoded: DecodedBoxes) -> InstanceData:
+    boxes = LiDARInstance3DBoxes(decoded.boxes, box_dim=decoded.boxes.shape[-1])
+    return InstanceData(bboxes_3d=boxes, scores_3d=decoded.scores, labels_3d=decoded.labels)

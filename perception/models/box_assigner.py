@@ -1,0 +1,83 @@
+"""One-to-one matching of queries to ground-truth boxes.
+
+Legend: A any leading axes (layers, groups), q queries, G ground-truth boxes.
+"""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+MATCHED_CODE = 8
+"""Code channels that count in the matching cost: all but the velocity."""
+
+
+class HungarianAssigner:
+    """Cheapest one-to-one matching by class and box cost.
+
+    *Source*: BEVFormer's `HungarianAssigner3D`: focal-loss cost plus L1 over the first eight code channels (no velocity,
+    no IoU).
+
+    Args:
+        cls_weight: factor of the class cost.
+        box_weight: factor of the box cost.
+        alpha: focal loss's.
+        gamma: focal loss's.
+    """
+
+    def __init__(
+        self,
+        *,
+        cls_weight: float = 2.0,
+        box_weight: float = 0.25,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        self.cls_weight = cls_weight
+        self.box_weight = box_weight
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def cls_cost(self, cls_scores: Tensor, gt_labels: Tensor) -> Tensor:
+        """Focal loss as positive minus as negative: (..., q, num_classes) logits, (G,) → (..., q, G)."""
+        prob = cls_scores.sigmoid()
+        negative = -(1 - prob + 1e-12).log() * (1 - self.alpha) * prob**self.gamma
+        positive = -(prob + 1e-12).log() * self.alpha * (1 - prob) ** self.gamma
+        return (positive - negative)[..., gt_labels] * self.cls_weight
+
+    def box_cost(self, codes: Tensor, gt_codes: Tensor) -> Tensor:
+        """L1 distance of the first eight channels: (..., q, 10), (G, 10) → (..., q, G)."""
+        targets = gt_codes[:, :MATCHED_CODE].expand(*codes.shape[:-2], -1, -1)
+        return torch.cdist(codes[..., :MATCHED_CODE], targets, p=1) * self.box_weight
+
+    @torch.no_grad()
+    def assign(
+        self, cls_scores: Tensor, codes: Tensor, gt_codes: Tensor, gt_labels: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Match every leading slice on its own.
+
+        Args:
+            cls_scores: (A, q, num_classes), logits.
+            codes: (A, q, 10), predicted codes, metres.
+            gt_codes: (G, 10); velocity may be NaN.
+            gt_labels: (G,), int64.
+
+        Returns:
+            A pairs (query_idx, gt_idx), int64, of length min(q, G), sorted by query.
+
+        Raises:
+            ValueError: a cost is not finite, i.e. a prediction or a box is not.
+        """
+        cost = self.cls_cost(cls_scores.float(), gt_labels) + self.box_cost(codes.float(), gt_codes.float())
+        matrices = cost.cpu().numpy()
+        if not np.isfinite(matrices).all():
+            raise ValueError(
+                "the matching cost is not finite: "
+                + ("a ground-truth box" if not gt_codes[:, :MATCHED_CODE].isfinite().all() else "a prediction")
+                + " holds NaN or inf. Check the boxes' sizes (must be > 0), or lower the learning rate."
+            )
+        pairs = [linear_sum_assignment(matrix) for matrix in matrices]
+        return [
+            (torch.from_numpy(query).to(cost.device), torch.from_numpy(target).to(cost.device))
+            for query, target in pairs
+        ]

@@ -1,0 +1,132 @@
+"""Spatial cross-attention: every BEV query looks at the image features where its pillar projects to.
+
+Legend: B batch, N cameras, Q BEV cells, K slots per camera, D points per pillar, C channels, H heads, L levels, P points.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from perception.models._layers import (
+    at_least_float,
+    check_heads,
+    init_attention,
+    offset_normalizer,
+    spread_offsets,
+)
+from perception.models.camera_projection import CameraPlan
+from perception.ops import multi_scale_deformable_attention
+
+
+class SpatialCrossAttention(nn.Module):
+    """Deformable attention around the projected pillar points, averaged over the cameras that see the cell.
+
+    *Source*: BEVFormer §3.3. The P points are split as P/D per pillar point, the pillar point varying fastest; no
+    positional term is added to the query. Deviation from upstream's code: visibility is each sample's own, and
+    there is no loop over samples or cameras.
+
+    Args:
+        embed_dims: C.
+        num_heads: H.
+        num_levels: L.
+        num_points: P, a multiple of `num_points_in_pillar`.
+        num_points_in_pillar: D.
+        dropout: probability, on the output.
+
+    Raises:
+        ValueError: C is not a multiple of H, or P not of D.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dims: int,
+        num_heads: int = 8,
+        num_levels: int = 1,
+        num_points: int = 8,
+        num_points_in_pillar: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_heads(embed_dims, num_heads)
+        if num_points % num_points_in_pillar:
+            raise ValueError(
+                f"num_points must be a multiple of num_points_in_pillar, got {num_points} and {num_points_in_pillar}."
+            )
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(embed_dims, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(embed_dims, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        init_attention(
+            self.sampling_offsets,
+            self.attention_weights,
+            (self.value_proj, self.output_proj),
+            spread_offsets(num_heads, num_levels, num_points),
+        )
+
+    def forward(
+        self, query: Tensor, features: Tensor, spatial_shapes: Sequence[tuple[int, int]], plan: CameraPlan
+    ) -> Tensor:
+        """Attend and add the residual.
+
+        Args:
+            query: (B, Q, C).
+            features: (B·N, S, C), the levels flattened and concatenated.
+            spatial_shapes: (height, width) of each of the L levels.
+            plan: which query goes to which camera.
+
+        Returns:
+            (B, Q, C), before the norm. A cell that no camera sees keeps its value plus the output bias.
+        """
+        batch, num_query, channels = query.shape
+        cams = len(features)  # B·N
+        heads, levels, points = self.num_heads, self.num_levels, self.num_points
+        num_anchors = plan.reference_points.shape[2]
+        slots = plan.reference_points.shape[1]  # K
+
+        # Linear layers act on the queries before they are copied to the cameras that see them: fewer rows.
+        offsets = self.sampling_offsets(query)  # (B, Q, H·L·P·2)
+        weights = self.attention_weights(query).view(batch, num_query, heads, levels * points).softmax(dim=-1)
+        offsets = at_least_float(_to_slots(offsets, plan)).reshape(cams, slots, heads, levels, points, 2)
+        weights = _to_slots(weights.flatten(2), plan).reshape(cams, slots, heads, levels, points)
+
+        offsets = offsets / offset_normalizer(spatial_shapes, offsets)[:, None, :]
+        offsets = offsets.view(cams, slots, heads, levels, points // num_anchors, num_anchors, 2)
+        locations = plan.reference_points[:, :, None, None, None] + offsets
+        locations = locations.view(cams, slots, heads, levels, points, 2)
+
+        value = self.value_proj(features).view(cams, -1, heads, channels // heads)
+        attended = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)  # (B·N, K, C)
+        attended = attended.reshape(batch, -1, channels) * plan.weight  # (B, N·K, C)
+        return query + self.dropout(self.output_proj(_from_slots(attended, plan, num_query)))
+
+
+def _to_slots(per_query: Tensor, plan: CameraPlan) -> Tensor:
+    """(B, Q, X) → (B·N, K, X): each camera's visible queries."""
+    batch, num_query, width = per_query.shape
+    cams, slots = plan.reference_points.shape[:2]
+    if plan.query_idx is None:
+        per_camera = per_query[:, None].expand(-1, cams // batch, -1, -1)
+        return per_camera.reshape(cams, slots, width)
+    return per_query.flatten(0, 1)[_flat_index(plan.query_idx, num_query)].view(cams, slots, width)
+
+
+def _from_slots(per_slot: Tensor, plan: CameraPlan, num_query: int) -> Tensor:
+    """(B, N·K, C) → (B, Q, C): sum over the cameras."""
+    batch, _, channels = per_slot.shape
+    if plan.query_idx is None:
+        return per_slot.view(batch, -1, num_query, channels).sum(dim=1)
+    flat = torch.zeros(batch * num_query, channels, dtype=per_slot.dtype, device=per_slot.device)
+    flat = flat.index_add(0, _flat_index(plan.query_idx, num_query), per_slot.flatten(0, 1))
+    return flat.view(batch, num_query, channels)
+
+
+def _flat_index(query_idx: Tensor, num_query: int) -> Tensor:
+    """(B, N·K) indices within a sample → (B·N·K,) indices within the batch."""
+    offset = torch.arange(len(query_idx), device=query_idx.device) * num_query
+    return (query_idx + offset[:, None]).flatten()

@@ -1,0 +1,92 @@
+"""Temporal self-attention: every BEV query looks into the previous BEV and into the current one.
+
+Legend: B batch, Q BEV cells, C channels, H heads, T = 2 queue entries (history, current), P points.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from perception.models._layers import (
+    at_least_float,
+    check_heads,
+    init_attention,
+    offset_normalizer,
+    spread_offsets,
+)
+from perception.ops import multi_scale_deformable_attention
+
+QUEUE = 2
+
+
+class TemporalSelfAttention(nn.Module):
+    """Deformable attention over the aligned previous BEV and the current BEV queries; the two are averaged.
+
+    *Source*: BEVFormer §3.4. Deviations from upstream's code: offsets are predicted from each sample's own history
+    (upstream's `value[:bs]` mixes samples at batch > 1), and history exists or not per sample.
+
+    Args:
+        embed_dims: C.
+        num_heads: H.
+        num_points: P, sampled per head and queue entry.
+        dropout: probability, on the output.
+
+    Raises:
+        ValueError: C is not a multiple of H.
+    """
+
+    def __init__(
+        self, *, embed_dims: int, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_heads(embed_dims, num_heads)
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(QUEUE * embed_dims, num_heads * QUEUE * num_points * 2)
+        self.attention_weights = nn.Linear(QUEUE * embed_dims, num_heads * QUEUE * num_points)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        init_attention(
+            self.sampling_offsets,
+            self.attention_weights,
+            (self.value_proj, self.output_proj),
+            spread_offsets(num_heads, QUEUE, num_points),
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        bev_pos: Tensor,
+        history: Tensor,
+        current: Tensor,
+        reference_points: Tensor,
+        bev_shape: tuple[int, int],
+    ) -> Tensor:
+        """Attend and add the residual.
+
+        Args:
+            query: (B, Q, C).
+            bev_pos: (1 or B, Q, C), positional embedding.
+            history: (B, Q, C), the aligned previous BEV; for a sample without one, `query`.
+            current: (B, Q, C), the encoder's input queries; for a sample without history, `query`.
+            reference_points: (B, 2, Q, 2), (x, y) in 0..1 of the BEV, for history and for current.
+            bev_shape: (bev_h, bev_w).
+
+        Returns:
+            (B, Q, C), before the norm.
+        """
+        batch, num_query, channels = query.shape
+        heads, points = self.num_heads, self.num_points
+        both = torch.cat([history, query + bev_pos], dim=-1)  # (B, Q, 2C)
+        offsets = self.sampling_offsets(both).view(batch, num_query, heads, QUEUE, 1, points, 2)
+        weights = self.attention_weights(both).view(batch, num_query, heads, QUEUE, 1, points).softmax(dim=-1)
+        offsets = at_least_float(offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1))  # (B·T, Q, H, 1, P, 2)
+        weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)  # (B·T, Q, H, 1, P)
+        reference = reference_points.flatten(0, 1)[:, :, None, None, None, :]  # (B·T, Q, 1, 1, 1, 2)
+        locations = reference + offsets / offset_normalizer([bev_shape], offsets)[:, None, :]
+
+        value = self.value_proj(torch.stack([history, current], dim=1).flatten(0, 1))  # (B·T, Q, C)
+        value = value.view(batch * QUEUE, num_query, heads, channels // heads)
+        attended = multi_scale_deformable_attention(value, [bev_shape], locations, weights)  # (B·T, Q, C)
+        attended = attended.view(batch, QUEUE, num_query, channels).mean(dim=1)
+        return query + self.dropout(self.output_proj(attended))
