@@ -1,0 +1,131 @@
+"""From an entry of the index to the arrays that the transforms work on."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perception.structures import CAMERA_NAMES, compose_lidar2img, ego_motion
+from perception.utils import DataError
+
+
+def frame_fields(
+    info: Mapping[str, Any], prev_info: Mapping[str, Any] | None, *, data_root: str
+) -> dict[str, Any]:
+    """One frame of the queue.
+
+    Args:
+        info: entry of the index.
+        prev_info: entry of the frame that its motion is measured against; None where there is none.
+        data_root: the nuScenes root.
+
+    Returns:
+        sample_token, img_paths {camera: path}, img_sizes {camera: (width, height) or None}, lidar2img (N, 4, 4) float64
+        in pixels of the stored images, ego_motion (18,) float64, has_prev.
+
+    Raises:
+        DataError: the entry lacks a camera or a pose.
+    """
+    token = info.get("token", "")
+    images = _get(info, "images", token)
+    missing = [camera for camera in CAMERA_NAMES if camera not in images]
+    if missing:
+        raise DataError(
+            f"camera {', '.join(missing)} is not in the index; build it again with `perception data prepare`.",
+            sample_token=token,
+        )
+    ego2global, lidar2ego = _poses(info)
+    can = info.get("can_bus")
+    return {
+        "sample_token": token,
+        "img_paths": {camera: os.path.join(data_root, images[camera]["img_path"]) for camera in CAMERA_NAMES},
+        "img_sizes": {camera: _image_size(images[camera]) for camera in CAMERA_NAMES},
+        "lidar2img": np.stack(
+            [
+                compose_lidar2img(np.array(images[camera]["cam2img"]), np.array(images[camera]["lidar2cam"]))
+                for camera in CAMERA_NAMES
+            ]
+        ),
+        "ego_motion": ego_motion(
+            None if prev_info is None else _poses(prev_info)[0],
+            ego2global,
+            lidar2ego,
+            None if can is None else np.array(can),
+        ),
+        "has_prev": prev_info is not None,
+    }
+
+
+def current_frame_fields(info: Mapping[str, Any], *, data_root: str) -> dict[str, Any]:
+    """Fields of the current sample; those that an index of another origin lacks get defaults."""
+    ego2global, lidar2ego = _poses(info)
+    token = info.get("token", "")
+    return {
+        "sample_token": token,
+        "prev_token": info.get("prev", ""),
+        "scene_token": info.get("scene_token") or token,
+        "scene_name": info.get("scene_name", ""),
+        "frame_idx": info.get("frame_idx", 0),
+        "timestamp": info.get("timestamp", 0.0),
+        "map_location": info.get("map_location", ""),
+        "ego2global": ego2global,
+        "lidar2ego": lidar2ego,
+        "lidar_path": os.path.join(data_root, info.get("lidar_points", {}).get("lidar_path", "")),
+        "data_root": data_root,
+    }
+
+
+def ground_truth(
+    info: Mapping[str, Any], *, label_map: Mapping[int, int], use_only_valid: bool
+) -> dict[str, np.ndarray]:
+    """Boxes of the current sample.
+
+    Args:
+        info: entry of the index.
+        label_map: label in the index → label of this dataset; other boxes are dropped.
+        use_only_valid: drop boxes without LiDAR and radar points.
+
+    Returns:
+        gt_bboxes_3d: (n, 9) float64, bottom-centre boxes in the LiDAR frame, velocity NaN where unknown.
+        gt_labels_3d: (n,) int64.
+    """
+    boxes, labels = [], []
+    for instance in info.get("instances", ()):
+        label = label_map.get(instance["bbox_label_3d"])
+        if label is None or (use_only_valid and not _is_valid(instance)):
+            continue
+        x, y, z, length, width, height, yaw = instance["bbox_3d"]
+        velocity = instance.get("velocity") or (np.nan, np.nan)
+        boxes.append((x, y, z - height / 2, length, width, height, yaw, *velocity))
+        labels.append(label)
+    return {
+        "gt_bboxes_3d": np.array(boxes, dtype=np.float64).reshape(-1, 9),
+        "gt_labels_3d": np.array(labels, dtype=np.int64),
+    }
+
+
+def _is_valid(instance: Mapping[str, Any]) -> bool:
+    if "num_lidar_pts" in instance:
+        return instance["num_lidar_pts"] + instance.get("num_radar_pts", 0) > 0
+    return instance.get("bbox_3d_isvalid", True)
+
+
+def _poses(info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    token = info.get("token", "")
+    ego2global = np.array(_get(info, "ego2global", token), dtype=np.float64)
+    lidar2ego = np.array(_get(_get(info, "lidar_points", token), "lidar2ego", token), dtype=np.float64)
+    return ego2global, lidar2ego
+
+
+def _get(mapping: Mapping[str, Any], key: str, token: str) -> Any:
+    if key not in mapping:
+        raise DataError(
+            f"the index's entry has no {key!r}; build it again with `perception data prepare`.",
+            sample_token=token,
+        )
+    return mapping[key]
+
+
+def _image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    return (image["width"], image["height"]) if "width" in image and "height" in image else None

@@ -1,0 +1,46 @@
+"""Rigid poses as 4×4 float64 matrices, named `<source>2<target>`, acting on column vectors."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+
+def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
+    """Rotations of quaternions.
+
+    Args:
+        quaternions: (n, 4), (w, x, y, z); need not have length 1.
+
+    Returns:
+        (n, 3, 3).
+    """
+    return Rotation.from_quat(np.asarray(quaternions, dtype=np.float64)[:, [1, 2, 3, 0]]).as_matrix()
+
+
+def pose_matrix(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:
+    """A pose as nuScenes' tables give it.
+
+    Args:
+        translation: (3,), metres.
+        rotation: (4,), quaternion (w, x, y, z).
+
+    Returns:
+        (4, 4).
+
+    Example:
+        >>> pose_matrix([1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0])[:3, 3].tolist()
+        [1.0, 2.0, 3.0]
+    """
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_matrices(np.asarray([rotation]))[0]
+    pose[:3, 3] = translation
+    return pose
+
+
+def invert_pose(pose: np.ndarray) -> np.ndarray:
+    """Inverse of a rigid (4, 4) pose."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = pose[:3, :3].T
+    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return inverse

@@ -1,0 +1,293 @@
+"""nuScenes key frames with a queue of earlier frames of the same scene."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset
+
+from perception.config import did_you_mean
+from perception.datasets._frames import current_frame_fields, frame_fields, ground_truth
+from perception.datasets._packed import read_index
+from perception.registry import DATASETS, TRANSFORMS
+from perception.structures import CLASS_NAMES
+from perception.utils import DataError, get_logger, stable_seed
+
+_MAX_SKIPPED_FRACTION = 0.001
+
+
+@DATASETS.register_module()
+class NuScenesBEVDataset(BaseDataset):
+    """Samples of a prepared index, each with its history.
+
+    In training an item holds `queue_length` frames, oldest first: the current one and earlier ones of its scene. At the
+    start of a scene the earliest frame is repeated. In test mode an item is one frame; the model carries the history.
+
+    The pipeline gets a dict with `frames` (a list of dicts: `images`, `img`, `lidar2img`, `ego_motion`, `has_prev`, …),
+    the current sample's fields, `gt_bboxes_3d`, `gt_labels_3d`, `bev_aug` and `rng`. All randomness comes from `rng`,
+    which depends on (seed, epoch, index) only.
+
+    *Source*: BEVFormer's temporal queue. Deviation: never across scenes; motion is that of the LiDAR (see
+    `perception.structures.ego_motion`).
+
+    Args:
+        ann_file: index written by `prepare`, absolute or relative to `data_root`.
+        data_root: the nuScenes root; image paths are relative to it.
+        pipeline: transforms, as configs or callables; the last one is `PackBEVInputs`.
+        queue_length: frames of a training item, the current one included.
+        history: "random" takes `queue_length − 1` of the `queue_length` frames before the current one (upstream's way);
+            "consecutive" takes those just before it.
+        class_names: detection classes in the order of their labels; other boxes are dropped.
+        use_only_valid: drop boxes without LiDAR and radar points; None means in training only.
+        on_error: "strict" raises at a defective sample; "skip" takes the next one instead, at most one in a thousand.
+            In test mode nothing is ever skipped.
+        seed: seed of the history and of the augmentation.
+        test_mode: one frame per item, all boxes kept.
+        indices: a subset, as in MMEngine: the first n, the last −n, or a list. Results on it are not comparable.
+        metainfo: additions to the index's metainfo.
+        lazy_init: read the index at first use instead of now.
+
+    Raises:
+        DataError: the index is missing or damaged, or a class is not in it.
+        ValueError: an option is out of range.
+    """
+
+    METAINFO = {"classes": CLASS_NAMES}
+
+    def __init__(
+        self,
+        *,
+        ann_file: str,
+        data_root: str,
+        pipeline: Sequence[Mapping[str, Any] | Callable],
+        queue_length: int = 3,
+        history: Literal["random", "consecutive"] = "random",
+        class_names: Sequence[str] = CLASS_NAMES,
+        use_only_valid: bool | None = None,
+        on_error: Literal["strict", "skip"] = "strict",
+        seed: int = 0,
+        test_mode: bool = False,
+        indices: int | Sequence[int] | None = None,
+        metainfo: Mapping[str, Any] | None = None,
+        lazy_init: bool = False,
+    ) -> None:
+        if queue_length < 1:
+            raise ValueError(f"queue_length must be at least 1 (the current frame), got {queue_length}.")
+        for name, value, allowed in (
+            ("history", history, ("random", "consecutive")),
+            ("on_error", on_error, ("strict", "skip")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {allowed}, got {value!r}.{did_you_mean(value, allowed)}"
+                )
+        self.queue_length = 1 if test_mode else queue_length
+        self.history = history
+        self.class_names = tuple(class_names)
+        self.use_only_valid = not test_mode if use_only_valid is None else use_only_valid
+        self.on_error = on_error
+        self.seed = seed
+        # In shared memory: workers that stay alive between epochs see the new epoch and each other's skipped samples.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._is_skipped = torch.zeros(0, dtype=torch.bool)
+        super().__init__(
+            ann_file=str(ann_file),
+            metainfo={"classes": self.class_names, **(metainfo or {})},
+            data_root=str(data_root),
+            indices=indices,
+            pipeline=[
+                TRANSFORMS.build(dict(transform)) if isinstance(transform, Mapping) else transform
+                for transform in pipeline
+            ],
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the index
+
+    def full_init(self) -> None:
+        """Read the index, once."""
+        if self._fully_initialized:
+            return
+        self._tokens: list[str] = []
+        self._scenes: list[str] = []
+        metainfo, self._samples = read_index(self.ann_file, self._visit)
+        if not len(self._samples):
+            raise DataError(
+                "the index holds no sample; build it again with `perception data prepare`.",
+                path=self.ann_file,
+            )
+        self._metainfo = {**metainfo, **self._metainfo}
+        self._label_map = self._map_labels(metainfo.get("categories", {}))
+        self._scene_starts = self._find_scene_starts()
+        self._order = self._select(self._indices, np.arange(len(self._samples)))
+        self._is_skipped = torch.zeros(len(self._samples), dtype=torch.bool).share_memory_()
+        self._fully_initialized = True
+
+    def _visit(self, sample: dict[str, Any]) -> None:
+        self._tokens.append(sample.get("token", ""))
+        self._scenes.append(sample.get("scene_token") or sample.get("token", ""))
+
+    def _map_labels(self, categories: Mapping[str, int]) -> dict[int, int]:
+        for name in self.class_names:
+            if name not in categories:
+                raise DataError(
+                    f"class {name!r} of class_names is not in the index.{did_you_mean(name, list(categories))} "
+                    f"The index has {', '.join(categories)}.",
+                    path=self.ann_file,
+                )
+        return {categories[name]: label for label, name in enumerate(self.class_names)}
+
+    def _find_scene_starts(self) -> np.ndarray:
+        """For each sample, the position of its scene's first sample."""
+        starts = np.zeros(len(self._scenes), dtype=np.int64)
+        seen: set[str] = set()
+        for idx, scene in enumerate(self._scenes):
+            if idx and scene == self._scenes[idx - 1]:
+                starts[idx] = starts[idx - 1]
+                continue
+            if scene in seen:
+                raise DataError(
+                    f"the samples of scene {scene} are not consecutive in the index; build it again with "
+                    "`perception data prepare`.",
+                    path=self.ann_file,
+                )
+            seen.add(scene)
+            starts[idx] = idx
+        return starts
+
+    def _select(self, indices: int | Sequence[int] | None, order: np.ndarray) -> np.ndarray:
+        if indices is None:
+            return order
+        if isinstance(indices, int):
+            selected = order[:indices] if indices >= 0 else order[indices:]
+        else:
+            selected = order[np.asarray(indices, dtype=np.int64)]
+        if not len(selected):
+            raise ValueError(f"indices={indices} selects no sample of {len(order)}.")
+        return selected
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether some samples of the index are left out; metrics on a subset are not comparable."""
+        self.full_init()
+        return len(np.unique(self._order)) < len(self._samples)
+
+    @property
+    def sample_tokens(self) -> list[str]:
+        """Token of each item."""
+        self.full_init()
+        return [self._tokens[idx] for idx in self._order]
+
+    @property
+    def scene_tokens(self) -> list[str]:
+        """Scene of each item; items of one scene are in order of time."""
+        self.full_init()
+        return [self._scenes[idx] for idx in self._order]
+
+    def __len__(self) -> int:
+        self.full_init()
+        return len(self._order)
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """The index's entry of an item."""
+        self.full_init()
+        return self._samples[int(self._order[idx])]
+
+    def get_subset_(self, indices: int | Sequence[int]) -> None:
+        """Keep only some of the items."""
+        self.full_init()
+        self._order = self._select(indices, self._order)
+
+    def load_data_list(self) -> list[dict]:
+        """All entries of the index as objects; for tools, not for training."""
+        samples: list[dict] = []
+        read_index(self.ann_file, samples.append)
+        return samples
+
+    # ------------------------------------------------------------------------------------------------ items
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that history and augmentation are drawn for; reaches running workers too."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def num_skipped(self) -> int:
+        """Number of defective samples replaced so far, in all worker processes."""
+        return int(self._is_skipped.sum())
+
+    def __getitem__(self, idx: int) -> Any:
+        """One item.
+
+        Raises:
+            DataError: the sample is defective and may not be skipped.
+        """
+        if not 0 <= idx < len(self):
+            raise IndexError(f"index {idx} is out of range for {len(self)} items.")
+        for offset in range(len(self)):
+            candidate = (idx + offset) % len(self)
+            try:
+                return self.prepare_data(candidate)
+            except DataError as error:
+                if self.on_error == "strict" or self.test_mode:
+                    raise
+                self._count_skipped(candidate, error)
+        raise DataError("every sample of the index is defective.", path=self.ann_file)
+
+    def _count_skipped(self, idx: int, error: DataError) -> None:
+        position = int(self._order[idx])
+        if self._is_skipped[position]:
+            return
+        self._is_skipped[position] = True
+        allowed = max(1, int(_MAX_SKIPPED_FRACTION * len(self)))
+        if self.num_skipped > allowed:
+            raise DataError(
+                f"{self.num_skipped} defective samples, more than the {allowed} that on_error='skip' allows for "
+                f"{len(self)}; repair the data (`perception data verify` lists the defects). The latest: {error}",
+                sample_token=self._tokens[position],
+                path=error.path,
+            ) from error
+        get_logger(__name__).warning("sample replaced by the next one: %s", error)
+
+    def prepare_data(self, idx: int) -> Any:
+        """Compose an item's frames and run the pipeline on them."""
+        position = int(self._order[idx])
+        rng = np.random.default_rng(stable_seed(self.seed, int(self._epoch), position))
+        queue = self._queue(position, rng)
+        infos = {frame: self._samples[frame] for frame in set(queue)}
+        current = infos[position]
+        results = {
+            **current_frame_fields(current, data_root=self.data_root),
+            **ground_truth(current, label_map=self._label_map, use_only_valid=self.use_only_valid),
+            "frames": self._frames(queue, infos),
+            "bev_aug": np.eye(4),
+            "rng": rng,
+            "sample_idx": position,
+        }
+        return self.pipeline(results)
+
+    def _queue(self, position: int, rng: np.random.Generator) -> list[int]:
+        """Positions of an item's frames, oldest first, padded at the front by the earliest one."""
+        num_history = self.queue_length - 1
+        if num_history == 0:
+            return [position]
+        reach = self.queue_length if self.history == "random" else num_history
+        candidates = np.arange(max(position - reach, int(self._scene_starts[position])), position)
+        if len(candidates) > num_history:
+            candidates = np.sort(rng.choice(candidates, num_history, replace=False))
+        frames = [*candidates.tolist(), position]
+        return [frames[0]] * (self.queue_length - len(frames)) + frames
+
+    def _frames(self, queue: list[int], infos: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        previous: list[int | None] = [None, *queue[:-1]]
+        if self.test_mode and queue[0] > self._scene_starts[queue[0]]:
+            previous[0] = queue[0] - 1
+        frames = []
+        for frame, before in zip(queue, previous, strict=True):
+            has_prev = before is not None and before != frame
+            prev_info = None
+            if before is not None and has_prev:
+                prev_info = infos[before] if before in infos else self._samples[before]
+            frames.append(frame_fields(infos[frame], prev_info, data_root=self.data_root))
+        return frames

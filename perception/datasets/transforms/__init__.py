@@ -1,0 +1,29 @@
+"""Steps of the data pipeline, from file names to the packed item."""
+
+from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms.bev_augment import (
+    BEVRandomFlip,
+    BEVRandomRotate,
+    augment_boxes,
+    augment_ego_motion,
+)
+from perception.datasets.transforms.boxes import ObjectRangeFilter
+from perception.datasets.transforms.images import LoadMultiViewImages, ResizeMultiView, read_image
+from perception.datasets.transforms.map_target import LoadBEVMap
+from perception.datasets.transforms.pack import PackBEVInputs
+from perception.datasets.transforms.photometric import PhotometricDistortion
+
+__all__ = [
+    "BEVRandomFlip",
+    "BEVRandomRotate",
+    "BEVTransform",
+    "LoadBEVMap",
+    "LoadMultiViewImages",
+    "ObjectRangeFilter",
+    "PackBEVInputs",
+    "PhotometricDistortion",
+    "ResizeMultiView",
+    "augment_boxes",
+    "augment_ego_motion",
+    "read_image",
+]

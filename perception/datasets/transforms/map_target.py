@@ -1,0 +1,96 @@
+"""The map target of the current sample."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from perception.datasets._map_cache import MapCache
+from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.vector_map import load_vector_map, map_path
+from perception.registry import TRANSFORMS
+from perception.structures import MapGrid
+from perception.utils import DataError
+
+
+@TRANSFORMS.register_module()
+class LoadBEVMap(BEVTransform):
+    """Rasterise the map around the sample; adds `gt_bev_seg`, (rows, columns) uint8.
+
+    Put it behind the BEV augmentations. Unaugmented targets are cached on disk; augmented ones are drawn each time.
+
+    Args:
+        grid: pixels of the target, a `MapGrid` or its arguments.
+        filled: fill crossings and drivable area instead of drawing lines, see `NuScenesVectorMap.rasterise`.
+        on_missing: what to do with a sample whose map expansion is not there: "error", or "skip" (no target).
+        map_root: folder that holds `maps/expansion`; None takes the dataset's root.
+        cache_dir: folder of the cache; "auto" is `<data_root>/perception_index/map_cache`, None caches nothing.
+
+    Raises:
+        DataError: the map expansion is missing or damaged.
+        ValueError: an unknown `on_missing`.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: MapGrid | Mapping[str, Any],
+        filled: bool = False,
+        on_missing: Literal["error", "skip"] = "error",
+        map_root: str | None = None,
+        cache_dir: str | None = "auto",
+    ) -> None:
+        if on_missing not in ("error", "skip"):
+            raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
+        if isinstance(grid, Mapping):
+            settings = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()
+            }
+            grid = MapGrid(**{name: value for name, value in settings.items() if name != "type"})
+        self._grid = grid
+        self._filled = filled
+        self._on_missing = on_missing
+        self._map_root = map_root
+        self._cache_dir = cache_dir
+        self._caches: dict[str, MapCache] = {}
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add the target."""
+        root = results["data_root"] if self._map_root is None else self._map_root
+        location = results["map_location"]
+        if self._on_missing == "skip" and not (location and map_path(root, location).is_file()):
+            return results
+        if not location:
+            raise DataError(
+                "the index has no map_location for this sample; build it with `perception data prepare`, or set "
+                "LoadBEVMap(on_missing='skip').",
+                sample_token=results["sample_token"],
+            )
+        lidar2global = results["ego2global"] @ results["lidar2ego"]
+        ground_z = float(results["ego2global"][2, 3])
+        if np.array_equal(results["bev_aug"], np.eye(4)):
+            cache = self._cache(root, location, results["data_root"])
+            target = cache.get(
+                results["sample_token"],
+                np.append(lidar2global, ground_z),
+                lambda: self._draw(root, location, lidar2global, ground_z),
+            )
+        else:
+            augmented = lidar2global @ np.linalg.inv(results["bev_aug"])
+            target = self._draw(root, location, augmented, ground_z)
+        return {**results, "gt_bev_seg": target}
+
+    def _draw(self, root: str, location: str, lidar2global: np.ndarray, ground_z: float) -> np.ndarray:
+        vector_map = load_vector_map(str(root), location)
+        return vector_map.rasterise(self._grid, lidar2global, filled=self._filled, ground_z=ground_z)
+
+    def _cache(self, root: str, location: str, data_root: str) -> MapCache:
+        if location not in self._caches:
+            folder = self._cache_dir
+            if folder == "auto":
+                folder = str(Path(data_root) / "perception_index" / "map_cache")
+            self._caches[location] = MapCache(
+                folder=folder, grid=self._grid, filled=self._filled, map_file=map_path(root, location)
+            )
+        return self._caches[location]
