@@ -82,7 +82,9 @@ def boxes2entries(
         raise ValueError(
             f"Sample {sample_token}: {count} boxes, {len(scores)} scores and {len(labels)} labels."
         )
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(count, -1)
+    if not count:
+        return []
+    boxes = np.asarray(boxes, dtype=np.float64)
     scores = np.asarray(scores, dtype=np.float64)
     _check(sample_token, boxes, scores, labels, len(class_names))
     order = np.argsort(-scores, kind="stable")[:max_boxes]

@@ -26,9 +26,12 @@ class ConstantPredictor:
     What a model must beat: a world in which it scores well proves nothing.
 
     Example:
-        >>> predictor = ConstantPredictor.fit(training_dataset)  # doctest: +SKIP
-        >>> predictor.predict(dataset[0]["data_samples"]).pred_instances_3d.scores_3d.max() <= 1  # doctest:
-        +SKIP True
+        >>> boxes, constant_map = ConstantBoxes(num_classes=1), ConstantMap(num_classes=2)
+        >>> boxes.add(torch.ones(1, 9), torch.tensor([0]))
+        >>> constant_map.add(torch.eye(2).numpy())
+        >>> predictor = ConstantPredictor(boxes=boxes, constant_map=constant_map)
+        >>> predictor.predict(Det3DDataSample()).pred_bev_seg.sem_seg.tolist()
+        [[[1, 0], [0, 1]]]
     """
 
     def __init__(self, *, boxes: ConstantBoxes, constant_map: ConstantMap) -> None:

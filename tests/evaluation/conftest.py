@@ -1,7 +1,9 @@
-"""A hand-written nuScenes database of two scenes, and its ground truth in the LiDAR frame as the devkit gives it."""
+"""A hand-written nuScenes database of two scenes, and its ground truth in the LiDAR frame by the devkit."""
 
-import perception  # noqa: F401, I001 - must precede mmdet3d: it supplies mmcv._ext
+# isort: off
+import perception  # noqa: F401 - before mmdet3d, for it supplies mmcv._ext
 
+# isort: on
 import json
 from pathlib import Path
 
@@ -51,7 +53,7 @@ LIDAR2EGO = ([0.94, 0.0, 1.84], Quaternion(axis=(0, 0, 1), degrees=-90.0))
 
 
 def write_database(root: Path, *, num_samples: int = 3, with_boxes: bool = True) -> Path:
-    """Write a `v1.0-mini` of scene-0103 and scene-0916; the car of each scene has no point in its first sample."""
+    """Write a `v1.0-mini` of two scenes; the car of each has no point in its first sample."""
     tables: dict[str, list[dict]] = {name: [] for name in ("sample", "sample_data", "ego_pose", "scene")}
     tables |= {"sample_annotation": [], "instance": []}
     attributes = sorted({*MOVING.values(), *STILL.values()})
@@ -87,7 +89,12 @@ def write_database(root: Path, *, num_samples: int = 3, with_boxes: bool = True)
             tables["sample"].append({"token": token, "timestamp": stamp, "scene_token": scene, **links})
             rotation = Quaternion(axis=(0, 0, 1), radians=heading)
             tables["ego_pose"].append(
-                {"token": token, "translation": ego, "rotation": rotation.elements.tolist(), "timestamp": stamp}
+                {
+                    "token": token,
+                    "translation": ego,
+                    "rotation": rotation.elements.tolist(),
+                    "timestamp": stamp,
+                }
             )
             tables["sample_data"].append(
                 {
@@ -165,7 +172,9 @@ def truth_samples(tables: NuScenes) -> list[Det3DDataSample]:
             x, y, z = box.center
             rows.append([x, y, z - height / 2, length, width, height, yaw, velocity[0], velocity[1]])
             labels.append(list(CATEGORIES.values()).index(annotation["category_name"]))
-            attributes.append(names[annotation["attribute_tokens"][0]] if annotation["attribute_tokens"] else "")
+            attributes.append(
+                names[annotation["attribute_tokens"][0]] if annotation["attribute_tokens"] else ""
+            )
         boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 9)
         sample = Det3DDataSample()
         sample.set_metainfo(

@@ -1,4 +1,4 @@
-"""NuScenesDetectionMetric against nuscenes-devkit run on result files that the devkit's own transforms wrote."""
+"""NuScenesDetectionMetric against nuscenes-devkit, run on the tables' own annotations."""
 
 import json
 import logging
@@ -42,7 +42,9 @@ def official(tables, tmp_path, edit=lambda entry: entry):
                 "velocity": tables.box_velocity(token)[:2].tolist(),
                 "detection_name": token.split("-")[-1],
                 "detection_score": 1.0,
-                "attribute_name": names[annotation["attribute_tokens"][0]] if annotation["attribute_tokens"] else "",
+                "attribute_name": names[annotation["attribute_tokens"][0]]
+                if annotation["attribute_tokens"]
+                else "",
             }
             results[sample["token"]].append(edit(entry))
     path = tmp_path / "official.json"
