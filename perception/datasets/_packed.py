@@ -1,18 +1,20 @@
 """Samples of an index as one block of JSON bytes.
 
-28,000 samples as Python objects take gigabytes, and every loader worker that touches their reference counts gets its own
-copy of the pages. One array of bytes is shared, and parsing one sample takes a fraction of a millisecond. No pickle.
+28,000 samples as Python objects take gigabytes, and every loader worker that touches their reference counts gets
+its own copy of the pages. One array of bytes is shared, and parsing a sample takes a fraction of a millisecond.
 """
 
 import json
+import re
 from collections.abc import Callable
-from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from perception.utils import DataError
+
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 class PackedSamples:
@@ -128,5 +130,5 @@ def _expect(text: str, position: int, character: str) -> int:
 
 
 def _skip(text: str, position: int) -> int:
-    match = WHITESPACE.match(text, position)
+    match = _WHITESPACE.match(text, position)
     return position if match is None else match.end()

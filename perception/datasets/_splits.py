@@ -34,8 +34,8 @@ def scenes_of_splits(database: Database, splits: Sequence[str] | None) -> dict[s
     names = tuple(splits) if splits is not None else tuple(dict.fromkeys((*official, *own)))
     if not names:
         raise DataError(
-            f"version {database.version!r} ends in none of {', '.join(VERSION_SPLITS)} and has no splits.json; name the "
-            "splits, or write splits.json as {split: [scene names]}.",
+            f"version {database.version!r} ends in none of {', '.join(VERSION_SPLITS)} and has no splits.json; name "
+            "the splits, or write splits.json as {split: [scene names]}.",
             path=database.root / database.version,
         )
     tokens = {record["name"]: token for token, record in database["scene"].items()}

@@ -112,10 +112,8 @@ def _pose_problems(database: Database) -> Iterator[Problem]:
         if database["sensor"][record["sensor_token"]]["channel"] not in CAMERA_NAMES:
             continue
         intrinsic = np.array(record["camera_intrinsic"], dtype=np.float64)
-        is_invertible = intrinsic.shape == (3, 3) and np.isfinite(intrinsic).all()
-        if is_invertible:
-            is_invertible = abs(float(np.linalg.det(intrinsic))) > 1e-6
-        if not is_invertible:
+        is_matrix = intrinsic.shape == (3, 3) and bool(np.isfinite(intrinsic).all())
+        if not is_matrix or abs(float(np.linalg.det(intrinsic))) < 1e-6:
             yield Problem(
                 f"camera_intrinsic is not an invertible 3×3 matrix: {record['camera_intrinsic']}",
                 table="calibrated_sensor",

@@ -89,6 +89,8 @@ class NuScenesBEVDataset(BaseDataset):
         self.on_error = on_error
         self.seed = seed
         # In shared memory: workers that stay alive between epochs see the new epoch and each other's skipped samples.
+        self._fully_initialized: bool = False
+        self._metainfo: dict[str, Any] = {}
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._is_skipped = torch.zeros(0, dtype=torch.bool)
         super().__init__(

@@ -85,8 +85,9 @@ class NuScenesVectorMap:
         """Draw the target of one sample.
 
         Lines are 0.75 m wide (at least 1 pixel): 1 divider = road and lane dividers; 2 crossing = its two longest
-        edges; 3 boundary = outlines of the union of road segments and lanes. A later class wins, and clears earlier ones
-        for 0.3 m around it. With `filled`, 3 is the drivable area and 2 the crossings' areas, and dividers lie on top.
+        edges; 3 boundary = outlines of the union of road segments and lanes. A later class wins, and clears
+        earlier ones for 0.3 m around it. With `filled`, 3 is the drivable area and 2 the crossings' areas, and dividers
+        lie on top.
 
         Args:
             grid: the pixels.

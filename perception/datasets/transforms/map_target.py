@@ -44,10 +44,12 @@ class LoadBEVMap(BEVTransform):
         if on_missing not in ("error", "skip"):
             raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
         if isinstance(grid, Mapping):
-            settings = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()
+            settings: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in grid.items()
+                if name != "type"
             }
-            grid = MapGrid(**{name: value for name, value in settings.items() if name != "type"})
+            grid = MapGrid(**settings)
         self._grid = grid
         self._filled = filled
         self._on_missing = on_missing

@@ -1,0 +1,32 @@
+"""Fixtures that several packages' tests share."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+# `import mmdet3d` needs mmcv's compiled module, which this import stands in for.
+import perception  # noqa: F401
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_root() -> Path:
+    """Folder of real reference data beside the repository; tests that need it are skipped elsewhere."""
+    root = _REPOSITORY.parent / "shared"
+    if not (root / "data").is_dir():
+        pytest.skip(f"the reference data is not at {root}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic nuScenes root: one scene of mini_train, one of mini_val, four samples each. Read only."""
+    if importlib.util.find_spec("perception.synthetic") is None:
+        pytest.skip("perception.synthetic is not there yet")
+    from perception.synthetic import synthesize
+
+    root = tmp_path_factory.mktemp("synthetic") / "nuscenes"
+    synthesize(root, num_scenes=2, seed=0, samples_per_scene=4)
+    return root
