@@ -1,0 +1,174 @@
+"""Visit every dict of a config with the keys that are accepted there."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from perception.config.errors import ConfigError
+from perception.config.signature import Signature, scalar_problem, signature_of, typed_dict_keys
+from perception.config.slots import NAMED_CHILDREN, SLOTS, Slot
+from perception.config.suggest import closest, did_you_mean
+from perception.config.types import resolve_type
+
+_BUILDER_KEYS = frozenset({"type", "_scope_"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dict in a config.
+
+    Attributes:
+        path: dotted path, "" for the top.
+        owner: what is built from it, for messages.
+        accepted: allowed keys, None where any key is.
+        problems: what is wrong in this dict itself.
+    """
+
+    path: str
+    owner: str
+    accepted: frozenset[str] | None
+    problems: tuple[str, ...]
+
+
+def walk_config(root: Mapping[str, Any]) -> list[Place]:
+    """Every dict of a config, outermost first.
+
+    Args:
+        root: the config's nested dicts; it is not changed.
+    """
+    places: list[Place] = []
+    _visit(root, "runner", "", places)
+    return places
+
+
+def accepted_keys_by_path(root: Mapping[str, Any]) -> dict[str, frozenset[str] | None]:
+    """Keys accepted in the dict at each dotted path."""
+    return {place.path: place.accepted for place in walk_config(root)}
+
+
+def _visit(value: Any, kind: str, path: str, places: list[Place]) -> None:
+    if isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _visit(inner, kind, f"{path}.{index}", places)
+        return
+    if not isinstance(value, dict):
+        return
+    slot = SLOTS[kind]
+    if kind == "evaluator" and "type" not in value and "metrics" in value:
+        slot = Slot(default="mmengine.evaluator.Evaluator", children={"metrics": "evaluator"})
+    keys = {str(key): inner for key, inner in dict.items(value)}
+    problems: list[str] = []
+    target = _target(keys, slot, kind, path, problems)
+    signature = _signature(target, kind)
+    accepted = _accepted(signature, slot, kind)
+    problems.extend(_unknown(keys, accepted, signature, path, kind))
+    if signature is not None:
+        problems.extend(_missing(keys, signature, slot, path))
+        problems.extend(_wrong_values(keys, signature, path))
+    owner = signature.name if signature is not None else kind
+    places.append(Place(path, owner, accepted, tuple(problems)))
+    for key, inner in keys.items():
+        if key == "type" and not isinstance(inner, (dict, list)):
+            continue
+        child = _child_kind(key, slot, kind, signature)
+        where = f"{path}.{key}" if path else key
+        expected = typed_dict_keys(signature.keys[key]) if signature and key in signature.keys else None
+        if expected is not None and isinstance(inner, dict) and "type" not in inner:
+            names = frozenset(expected)
+            wrong = _unknown(inner, names, None, where, child)
+            places.append(Place(where, key, names, tuple(wrong)))
+        else:
+            _visit(inner, child, where, places)
+
+
+def _target(keys: Mapping[str, Any], slot: Slot, kind: str, path: str, problems: list[str]) -> Any:
+    if slot.keys is not None:
+        return None
+    named = keys.get("type", slot.default)
+    if kind == "train_loop" and "type" not in keys and keys.get("by_epoch") is False:
+        named = "mmengine.runner.IterBasedTrainLoop"
+    if named is None:
+        near = closest("type", [key for key in keys if len(key) in (3, 4, 5)])
+        if slot.needs_type or (kind == "typed" and near):
+            hint = f" Did you mean 'type' where {near[0]!r} is written?" if near else ""
+            problems.append(f"{path}: a {kind} needs the key 'type'.{hint}")
+        return None
+    if named is slot.default:
+        return _default_type(str(named))
+    try:
+        return resolve_type(named, f"{path}.type" if path else "type")
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
+
+
+def _default_type(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute, None)
+    return found if found is not None else getattr(importlib.import_module("mmengine.runner"), "FlexibleRunner")
+
+
+def _signature(target: Any, kind: str) -> Signature | None:
+    return None if target is None else signature_of(target)
+
+
+def _accepted(signature: Signature | None, slot: Slot, kind: str) -> frozenset[str] | None:
+    if slot.keys is not None:
+        return slot.keys
+    if signature is None:
+        return None
+    hidden = frozenset({"self", "cfg"}) if kind == "runner" else frozenset({"self"})
+    if kind == "sampler":
+        hidden |= {"dataset", "sampler"}
+    if kind in {"train_loop", "val_loop", "test_loop"}:
+        hidden |= {"runner", "dataloader", "evaluator"}
+    return (
+        (frozenset(signature.keys) - hidden)
+        | slot.extra
+        | (_BUILDER_KEYS if kind != "runner" else frozenset())
+    )
+
+
+def _unknown(
+    keys: Mapping[str, Any],
+    accepted: frozenset[str] | None,
+    signature: Signature | None,
+    path: str,
+    kind: str,
+) -> list[str]:
+    if accepted is None:
+        return []
+    owner = f"{signature.name} takes no" if signature is not None else f"{kind} has no"
+    return [
+        f"{path}.{key}: {owner} {key!r}.{did_you_mean(key, accepted)}".lstrip(".")
+        for key in keys
+        if key not in accepted
+    ]
+
+
+def _missing(keys: Mapping[str, Any], signature: Signature, slot: Slot, path: str) -> list[str]:
+    if not slot.checks_required:
+        return []
+    absent = sorted(signature.required - slot.supplied - set(keys))
+    return [f"{path}: {signature.name} needs {key!r}, which is missing." for key in absent]
+
+
+def _wrong_values(keys: Mapping[str, Any], signature: Signature, path: str) -> list[str]:
+    problems = []
+    for key, value in keys.items():
+        if key in signature.keys and not isinstance(value, (dict, list, tuple)):
+            reason = scalar_problem(value, signature.keys[key])
+            if reason is not None:
+                problems.append(f"{path}.{key}: {reason}.".lstrip("."))
+    return problems
+
+
+def _child_kind(key: str, slot: Slot, kind: str, signature: Signature | None) -> str:
+    if key in slot.children:
+        return slot.children[key]
+    if "*" in slot.children:
+        return slot.children["*"]
+    if kind == "any":
+        return "any"
+    return NAMED_CHILDREN.get(key, "typed")
