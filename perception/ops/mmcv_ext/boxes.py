@@ -21,7 +21,7 @@ def axis_aligned_iou(boxes1: Tensor, boxes2: Tensor, *, offset: int = 0, iof: bo
 
 
 def rotated_iou(boxes1: Tensor, boxes2: Tensor, *, iof: bool = False) -> Tensor:
-    """IoU (P,) of pairs of boxes (P, 5) as (x, y, w, h, angle in rad, x towards y); 0 for boxes without area."""
+    """IoU (P,) of pairs of boxes (P, 5), (x, y, w, h, angle in rad, x towards y); 0 if one is empty."""
     overlap = rotated_intersection(boxes1, boxes2)
     area1, area2 = boxes1[:, 2] * boxes1[:, 3], boxes2[:, 2] * boxes2[:, 3]
     union = area1 if iof else area1 + area2 - overlap

@@ -118,7 +118,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **settings: int,
 ) -> None:
-    """Writes into output (B, O, h, w); ``ones`` and ``columns`` are the compiled op's scratch space, unused."""
+    """Writes into output (B, O, h, w). ``ones`` and ``columns`` (scratch space) are unused."""
     output.copy_(
         deformable_conv2d(
             input, offset, mask, weight, bias if with_bias else None, _modulated_geometry(settings)

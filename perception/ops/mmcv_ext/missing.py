@@ -27,8 +27,8 @@ def missing_op(name: str) -> MissingOp:
 
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
-            f"mmcv op {name!r} needs mmcv's compiled extension, which this installation lacks (mmcv-lite with "
-            "the plain torch ops of perception.ops.mmcv_ext in its place). In place of mmcv-lite, install an "
+            f"mmcv op {name!r} needs mmcv's compiled extension, which this installation lacks (mmcv-lite, "
+            "with the torch ops of perception.ops.mmcv_ext in its place). In place of mmcv-lite, install an "
             "mmcv 2.1.0 wheel that matches this torch, or compile one (about 40 minutes on 2 cores): "
             "MMCV_WITH_OPS=1 pip install --no-binary mmcv mmcv==2.1.0"
         )

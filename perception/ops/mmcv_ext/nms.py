@@ -43,7 +43,7 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of indices into dets (N, 5): a kept box and those that it removed (IoU at or above threshold)."""
+    """Groups of indices into dets (N, 5): a kept box and those it removed (IoU at or above the threshold)."""
     boxes, order = dets[:, :4], dets[:, 4].argsort(descending=True)
     groups = _greedy(order, lambda i, rest: axis_aligned_iou(boxes[i], boxes[rest]) >= iou_threshold)
     return [group.tolist() for group in groups]
@@ -72,7 +72,7 @@ def nms_rotated(
 
 
 def iou3d_nms3d_forward(boxes: Tensor, keep: Tensor, keep_num: Tensor, nms_overlap_thresh: float) -> None:
-    """Boxes (N, 7) by falling score; writes the kept indices to the front of keep, their number to keep_num."""
+    """Boxes (N, 7) by falling score; writes the kept indices to the front of keep, the count to keep_num."""
     flat = boxes[:, [0, 1, 3, 4, 6]]
     order = torch.arange(len(boxes), device=boxes.device)
     groups = _greedy(

@@ -70,7 +70,7 @@ def _corners(centre: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _edge_crossings(corners1: Tensor, corners2: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (P, 16, 2) where an edge of one meets one of the other, and a mask (P, 16). Parallels never do."""
+    """Points (P, 16, 2) where edges of the two meet, and which of them do (P, 16). Parallels never do."""
     start1, start2 = corners1[:, :, None], corners2[:, None]  # (P, 4, 1, 2), (P, 1, 4, 2)
     edge1, edge2 = corners1.roll(-1, 1)[:, :, None] - start1, corners2.roll(-1, 1)[:, None] - start2
     gap = start2 - start1

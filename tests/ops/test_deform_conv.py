@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, deform_conv2d, modulated_deform_conv2d
+from scipy.ndimage import map_coordinates
+from torch.autograd import gradcheck
+
+SETTINGS = dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, deform_groups=2)
+
+
+def make_inputs(seed=0):
+    rng = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    out = F.conv2d(rand(1, 4, 5, 6), rand(2, 2, 3, 2), None, (2, 1), (1, 2), (1, 2), 2).shape[2:]
+    return rand(2, 4, 5, 6), rand(2, 24, *out), rand(2, 12, *out).sigmoid(), rand(6, 2, 3, 2), rand(6)
+
+
+def naive(image, offset, mask, weight, bias):
+    """One tap at a time, bilinear samples from scipy; zero outside the map."""
+    out = np.zeros((2, 6, *offset.shape[2:]))
+    padded = np.pad(image, ((0, 0), (0, 0), (9, 9), (9, 9)))
+    for b, o, i, j in np.ndindex(out.shape):
+        total = bias[o]
+        for c, ky, kx in np.ndindex(weight.shape[1:]):
+            channel = c + (o // 3) * 2  # two groups of two channels in, three out
+            tap = (channel // 2) * 6 + ky * 2 + kx
+            y = i * 2 - 1 + ky + offset[b, 2 * tap, i, j]
+            x = j * 1 - 2 + kx * 2 + offset[b, 2 * tap + 1, i, j]
+            sample = map_coordinates(padded[b, channel], [[y + 9], [x + 9]], order=1)[0]
+            total += weight[o, c, ky, kx] * sample * mask[b, tap, i, j]
+        out[b, o, i, j] = total
+    return out
+
+
+def run(image, offset, mask, weight, bias):
+    s = SETTINGS
+    return modulated_deform_conv2d(
+        image,
+        offset,
+        mask,
+        weight,
+        bias,
+        s["stride"],
+        s["padding"],
+        s["dilation"],
+        s["groups"],
+        s["deform_groups"],
+    )
+
+
+def run_plain(image, offset, weight):
+    s = SETTINGS
+    return deform_conv2d(
+        image, offset, weight, s["stride"], s["padding"], s["dilation"], s["groups"], s["deform_groups"]
+    )
+
+
+def test_definition():
+    inputs = make_inputs()
+    np.testing.assert_allclose(run(*inputs).numpy(), naive(*(x.numpy() for x in inputs)), atol=1e-10)
+
+
+def test_without_offset_it_is_a_convolution():
+    image, offset, mask, weight, bias = make_inputs()
+    expected = F.conv2d(image, weight, bias, SETTINGS["stride"], SETTINGS["padding"], SETTINGS["dilation"], 2)
+    torch.testing.assert_close(run(image, 0 * offset, 0 * mask + 1, weight, bias), expected)
+    expected = F.conv2d(image, weight, None, SETTINGS["stride"], SETTINGS["padding"], SETTINGS["dilation"], 2)
+    torch.testing.assert_close(run_plain(image, 0 * offset, weight), expected)
+
+
+def test_the_first_version_is_the_second_with_a_mask_of_ones():
+    image, offset, mask, weight, _ = make_inputs()
+    expected = run(image, offset, 0 * mask + 1, weight, None)
+    torch.testing.assert_close(run_plain(image, offset, weight), expected)
+
+
+def test_gradcheck():
+    inputs = [x.requires_grad_() for x in make_inputs()]
+    assert gradcheck(run, inputs, fast_mode=True)
+    image, offset, _, weight, _ = inputs
+    assert gradcheck(run_plain, (image, offset, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize("layer", [DeformConv2dPack, ModulatedDeformConv2dPack])
+def test_layers_train(layer):
+    torch.manual_seed(0)
+    module = layer(4, 8, kernel_size=3, padding=1)
+    module(torch.randn(2, 4, 6, 7)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert module.conv_offset.weight.grad.abs().max() > 0

@@ -1,0 +1,180 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from perception.ops import multi_scale_deformable_attention
+
+PARITY = Path(os.environ.get("PERCEPTION_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+
+
+def make_inputs(
+    batch=2, queries=5, heads=2, channels=3, shapes=((4, 6), (2, 3)), points=3, dtype=torch.float32
+):
+    rng = torch.Generator().manual_seed(0)
+    cells = sum(h * w for h, w in shapes)
+    value = torch.randn(batch, cells, heads, channels, generator=rng, dtype=dtype)
+    locations = (
+        torch.rand(batch, queries, heads, len(shapes), points, 2, generator=rng, dtype=dtype) * 1.4 - 0.2
+    )
+    weights = torch.rand(batch, queries, heads, len(shapes), points, generator=rng, dtype=dtype)
+    return value, list(shapes), locations, weights / weights.sum((-2, -1), keepdim=True)
+
+
+def naive(value, shapes, locations, weights):
+    """The definition, one sample at a time."""
+    batch, _, heads, channels = value.shape
+    out = np.zeros((batch, locations.shape[1], heads, channels))
+    starts = np.cumsum([0] + [h * w for h, w in shapes])
+    for b, q, h, level, p in np.ndindex(weights.shape):
+        height, width = shapes[level]
+        x, y = locations[b, q, h, level, p] * (width, height) - 0.5
+        for row in (int(np.floor(y)), int(np.floor(y)) + 1):
+            for col in (int(np.floor(x)), int(np.floor(x)) + 1):
+                if 0 <= row < height and 0 <= col < width:
+                    share = (1 - abs(y - row)) * (1 - abs(x - col)) * weights[b, q, h, level, p]
+                    out[b, q, h] += share * value[b, starts[level] + row * width + col, h]
+    return out.reshape(batch, -1, heads * channels)
+
+
+def test_shape_and_definition():
+    value, shapes, locations, weights = make_inputs(dtype=torch.float64)
+    out = multi_scale_deformable_attention(value, shapes, locations, weights)
+    assert out.shape == (2, 5, 6)
+    expected = naive(value.numpy(), shapes, locations.numpy(), weights.numpy())
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
+
+
+def test_matches_mmcv():
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    value, shapes, locations, weights = make_inputs(queries=40, channels=8)
+    expected = multi_scale_deformable_attn_pytorch(value, torch.tensor(shapes), locations, weights)
+    torch.testing.assert_close(multi_scale_deformable_attention(value, shapes, locations, weights), expected)
+
+
+def load_parity() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
+    path = PARITY / "fixtures" / "micro_msda.npz"
+    if not path.is_file():
+        pytest.skip(f"no parity fixtures at {PARITY}: set PERCEPTION_PARITY to the folder that has them")
+    with np.load(path, allow_pickle=False) as arrays:
+        data = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return [(int(h), int(w)) for h, w in data.pop("spatial_shapes")], data
+
+
+NAMES = ("value", "sampling_locations", "attention_weights")
+
+
+def check_parity(out, inputs, data):
+    out.backward(data["grad_output"])
+    torch.testing.assert_close(out, data["output"], atol=1e-5, rtol=0)
+    for name, tensor in zip(NAMES, inputs, strict=True):
+        expected = data[f"grad_{name}"]
+        torch.testing.assert_close(
+            tensor.grad, expected, atol=1e-5 * float(expected.abs().max().clamp(min=1)), rtol=0
+        )
+
+
+@pytest.mark.data
+def test_matches_upstream_fixture():
+    shapes, data = load_parity()
+    value, locations, weights = inputs = [data[name].requires_grad_() for name in NAMES]
+    check_parity(multi_scale_deformable_attention(value, shapes, locations, weights), inputs, data)
+
+
+@pytest.mark.data
+def test_mmcv_function_matches_upstream_fixture():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    from perception.ops.mmcv_finder import uses_fallback
+
+    if not uses_fallback():
+        pytest.skip("a compiled mmcv is installed")
+    shapes, data = load_parity()
+    inputs = [data[name].requires_grad_() for name in NAMES]
+    starts = torch.tensor([0] + [h * w for h, w in shapes]).cumsum(0)[:-1]
+    out = MultiScaleDeformableAttnFunction.apply(inputs[0], torch.tensor(shapes), starts, *inputs[1:], 64)
+    check_parity(out, inputs, data)
+
+
+def test_gradcheck():
+    value, shapes, locations, weights = make_inputs(1, 2, 2, 2, ((3, 4), (2, 2)), 2, torch.float64)
+    inputs = [x.requires_grad_() for x in (value, locations, weights)]
+    assert gradcheck(lambda v, x, w: multi_scale_deformable_attention(v, shapes, x, w), inputs)
+
+
+def test_samples_of_other_batch_rows_do_not_matter():
+    value, shapes, locations, weights = make_inputs(batch=3)
+    together = multi_scale_deformable_attention(value, shapes, locations, weights)
+    for b in range(3):
+        alone = multi_scale_deformable_attention(
+            value[b : b + 1], shapes, locations[b : b + 1], weights[b : b + 1]
+        )
+        torch.testing.assert_close(together[b : b + 1], alone)
+
+
+def test_pixel_centre_returns_the_pixel_and_outside_zero():
+    value = torch.arange(6.0).view(1, 6, 1, 1)  # 2 rows, 3 columns
+    locations = torch.tensor([[2.5 / 3, 1.5 / 2], [0.5 / 3, 0.5 / 2], [-0.5, 0.5], [0.5, 1.5]]).view(
+        1, 4, 1, 1, 1, 2
+    )
+    out = multi_scale_deformable_attention(value, [(2, 3)], locations, torch.ones(1, 4, 1, 1, 1))
+    torch.testing.assert_close(out.flatten(), torch.tensor([5.0, 0.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_positions_are_not_rounded(dtype):
+    value, shapes, locations, weights = make_inputs(channels=4, shapes=((200, 200),))
+    expected = multi_scale_deformable_attention(value.to(dtype).float(), shapes, locations, weights)
+    out = multi_scale_deformable_attention(value.to(dtype), shapes, locations, weights)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=1e-2)
+
+
+def test_autocast_mixes_dtypes():
+    value, shapes, locations, weights = make_inputs(channels=4)
+    expected = multi_scale_deformable_attention(value.bfloat16(), shapes, locations, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = multi_scale_deformable_attention(value.bfloat16(), shapes, locations, weights.bfloat16())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected, atol=5e-2, rtol=1e-2)
+
+
+def test_exports_with_constant_shapes():
+    value, shapes, locations, weights = inputs = make_inputs()
+
+    class Attention(torch.nn.Module):
+        def forward(self, value, locations, weights):
+            return multi_scale_deformable_attention(value, shapes, locations, weights)
+
+    program = torch.export.export(Attention(), (value, locations, weights))
+    torch.testing.assert_close(
+        program.module()(value, locations, weights), multi_scale_deformable_attention(*inputs)
+    )
+
+
+def test_no_queries():
+    value, shapes, locations, weights = make_inputs()
+    assert multi_scale_deformable_attention(value, shapes, locations[:, :0], weights[:, :0]).shape == (
+        2,
+        0,
+        6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, s, x, w: (v[0], s, x, w), r"value must be \(B, S, H, D\)"),
+        (lambda v, s, x, w: (v, s[:1], x, w), "add up to 24 cells, but value has 30"),
+        (lambda v, s, x, w: (v, s, x[..., :1, :, :], w), "sampling_locations must be"),
+        (lambda v, s, x, w: (v, s, x[:1], w), "sampling_locations must be"),
+        (lambda v, s, x, w: (v, s, x, w[..., :1]), "attention_weights must be"),
+    ],
+)
+def test_contradicting_shapes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        multi_scale_deformable_attention(*change(*make_inputs()))
