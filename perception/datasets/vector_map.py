@@ -20,16 +20,16 @@ from perception.utils import DataError
 
 DIVIDER, PED_CROSSING, BOUNDARY = 1, 2, 3
 LINE_WIDTH = 0.75
-"""Width of a drawn line, metres: upstream's 5 pixels at 0.15 m."""
+"""OpenCV thickness of a line, metres: upstream's 5 pixels at 0.15 m. OpenCV includes the border: 5 covers 7 pixels."""
 CLEARANCE = 0.3
-"""A line of a later class clears earlier classes this far beyond its own edge, metres (upstream: 2 pixels)."""
+"""A line of a later class clears earlier classes this far beyond its own edge, metres: upstream's 2 pixels."""
 
 LineLayer = Literal["divider", "ped_crossing", "boundary"]
 PolygonLayer = Literal["drivable_area", "road_segment", "lane", "ped_crossing", "walkway"]
 
 _SUBPIXEL_BITS = 4
 _PIECE_LENGTH = 16  # vertices; long lines are indexed in pieces
-_MARGIN = LINE_WIDTH / 2 + CLEARANCE
+_MARGIN = LINE_WIDTH / 2 + CLEARANCE + 0.3
 
 
 def map_path(root: str | Path, location: str) -> Path:
@@ -47,7 +47,7 @@ class NuScenesVectorMap:
     """The vector map of one location.
 
     *Source*: BEVFormer_segmentation_detection's targets (after HDMapNet). Deviations: centred on the LiDAR, not on the
-    ego pose 0.94 m behind it; vertices are placed to 1/16 pixel instead of cut to whole ones; boundaries come from the
+    ego pose 0.94 m behind it; vertices are rounded to 1/16 pixel instead of cut to whole ones; boundaries come from the
     union over the whole map, so no patch edge can become one and no shrinking of the patch is needed; a line just
     outside the grid still shows the half of its width that reaches in.
 
@@ -84,7 +84,7 @@ class NuScenesVectorMap:
     ) -> np.ndarray:
         """Draw the target of one sample.
 
-        Lines are 0.75 m wide (at least 1 pixel): 1 divider = road and lane dividers; 2 crossing = its two longest
+        Lines have a thickness of 0.75 m (at least 1 pixel): 1 divider = road and lane dividers; 2 crossing = its two longest
         edges; 3 boundary = outlines of the union of road segments and lanes. A later class wins, and clears
         earlier ones for 0.3 m around it. With `filled`, 3 is the drivable area and 2 the crossings' areas, and dividers
         lie on top.
