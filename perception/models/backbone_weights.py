@@ -35,7 +35,9 @@ def load_backbone(backbone: nn.Module, path: str | None, sha256: str | None = No
             f"backbone_weights {file} does not exist. Give the path of a local file, or None to start from scratch."
         )
     if sha256 is not None and sha256_file(file) != sha256:
-        raise ValueError(f"the SHA-256 of {file} is {sha256_file(file)}, expected {sha256}. Get the file again.")
+        raise ValueError(
+            f"the SHA-256 of {file} is {sha256_file(file)}, expected {sha256}. Get the file again."
+        )
     state = _read(file)
     state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}
     missing, unexpected = backbone.load_state_dict(state, strict=False)

@@ -154,7 +154,9 @@ class BEVEncoder(nn.Module):
         if embed_dims % 2:
             raise ValueError(f"embed_dims must be even (half for rows, half for columns), got {embed_dims}.")
         if num_levels > num_level_embeds:
-            raise ValueError(f"num_levels must be at most num_level_embeds = {num_level_embeds}, got {num_levels}.")
+            raise ValueError(
+                f"num_levels must be at most num_level_embeds = {num_level_embeds}, got {num_levels}."
+            )
         x_min, y_min, z_min, x_max, y_max, z_max = pc_range
         self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
         self.embed_dims = embed_dims
@@ -191,7 +193,9 @@ class BEVEncoder(nn.Module):
         )
         centres = torch.from_numpy(self.grid.centres()).reshape(-1, 2)
         corner, extent = torch.tensor(pc_range[:2]), torch.tensor(self.grid.extent[:2])
-        self.register_buffer("ref_2d", ((centres - corner) / extent).float(), persistent=False)  # (Q, 2), 0..1
+        self.register_buffer(
+            "ref_2d", ((centres - corner) / extent).float(), persistent=False
+        )  # (Q, 2), 0..1
         self.register_buffer("ref_3d", pillar_points(self.grid, num_points_in_pillar), persistent=False)
         self.ref_2d: Tensor
         self.ref_3d: Tensor
@@ -227,9 +231,7 @@ class BEVEncoder(nn.Module):
             has_prev = lidar2img.new_full((batch,), prev_bev is not None, dtype=torch.bool)
         ego_motion = clear_motion(ego_motion, has_prev)
         features, spatial_shapes = self.embed_features(mlvl_feats)
-        plan = plan_cameras(
-            *project_pillars(self.ref_3d, lidar2img, image_shape), static=self.static_cameras
-        )
+        plan = plan_cameras(*project_pillars(self.ref_3d, lidar2img, image_shape), static=self.static_cameras)
         reference_points = self.temporal_reference(ego_motion, has_prev)
         bev_pos = self.positional_encoding()
         current = query = self.initial_queries(ego_motion)

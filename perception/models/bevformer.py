@@ -115,7 +115,9 @@ class BEVFormer(BaseModel):
             return self._forward_heads(self.compute_bev(inputs))
         if data_samples is None or len(data_samples) != len(inputs["img"]):
             found = "none" if data_samples is None else str(len(data_samples))
-            raise ValueError(f"mode {mode!r} needs {len(inputs['img'])} data_samples, one per image set; got {found}.")
+            raise ValueError(
+                f"mode {mode!r} needs {len(inputs['img'])} data_samples, one per image set; got {found}."
+            )
         if mode == "loss":
             return self.loss(inputs, data_samples)
         if mode == "predict":
@@ -151,9 +153,7 @@ class BEVFormer(BaseModel):
                 result.pred_bev_seg = PixelData(sem_seg=classes[None])
         return results
 
-    def parse_losses(  # type: ignore[override]
-        self, losses: dict[str, Tensor]
-    ) -> "tuple[TaskLosses, OrderedDict[str, Tensor]]":
+    def parse_losses(self, losses: dict[str, Tensor]) -> "tuple[TaskLosses, OrderedDict[str, Tensor]]":
         """Group the loss dict by task; MMEngine hands the first result to the optimiser wrapper."""
         return group_losses(losses, self.task_names)
 
@@ -172,7 +172,9 @@ class BEVFormer(BaseModel):
         """
         num_frames = inputs["img"].shape[1]
         if not self.use_history:
-            return self._encode(inputs, num_frames - 1, self.extract_features(inputs["img"][:, -1]), None, None)
+            return self._encode(
+                inputs, num_frames - 1, self.extract_features(inputs["img"][:, -1]), None, None
+            )
         if num_frames > 1:
             with eval_no_grad(self):
                 past = inputs["img"][:, :-1]
@@ -186,7 +188,9 @@ class BEVFormer(BaseModel):
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """(M, N, 3, H, W) → per level (M, N, C, h, w)."""
-        features = self.img_neck(self.img_backbone(images.flatten(0, 1)))
+        # Channels-last convolutions take about two thirds of the time on a CPU.
+        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = self.img_neck(self.img_backbone(flat))
         return [level.unflatten(0, images.shape[:2]) for level in features]
 
     def _encode(
@@ -250,10 +254,16 @@ class BEVFormer(BaseModel):
                 "camera list of the data set and bev_encoder.num_cams."
             )
         batch, frames = images.shape[:2]
-        wanted = {"lidar2img": (batch, frames, cams, 4, 4), "ego_motion": (batch, frames, 18), "has_prev": (batch, frames)}
+        wanted = {
+            "lidar2img": (batch, frames, cams, 4, 4),
+            "ego_motion": (batch, frames, 18),
+            "has_prev": (batch, frames),
+        }
         for key, shape in wanted.items():
             if tuple(inputs[key].shape) != shape:
-                raise ValueError(f"inputs[{key!r}] must be {shape} to fit the images, got {tuple(inputs[key].shape)}.")
+                raise ValueError(
+                    f"inputs[{key!r}] must be {shape} to fit the images, got {tuple(inputs[key].shape)}."
+                )
 
 
 def _box_targets(sample: Det3DDataSample) -> BoxTargets:

@@ -15,7 +15,7 @@ MATCHED_CODE = 8
 class HungarianAssigner:
     """Cheapest one-to-one matching by class and box cost.
 
-    *Source*: BEVFormer's `HungarianAssigner3D`: focal-loss cost plus L1 over the first eight code channels (no velocity,
+    *Source*: `HungarianAssigner3D` of BEVFormer: focal-loss cost plus L1 over the first eight channels (no velocity,
     no IoU).
 
     Args:
@@ -73,7 +73,11 @@ class HungarianAssigner:
         if not np.isfinite(matrices).all():
             raise ValueError(
                 "the matching cost is not finite: "
-                + ("a ground-truth box" if not gt_codes[:, :MATCHED_CODE].isfinite().all() else "a prediction")
+                + (
+                    "a ground-truth box"
+                    if not gt_codes[:, :MATCHED_CODE].isfinite().all()
+                    else "a prediction"
+                )
                 + " holds NaN or inf. Check the boxes' sizes (must be > 0), or lower the learning rate."
             )
         pairs = [linear_sum_assignment(matrix) for matrix in matrices]

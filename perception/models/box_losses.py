@@ -75,7 +75,7 @@ def layer_losses(
 ) -> LayerLosses:
     """Losses of one decoder layer.
 
-    *Source*: BEVFormer's `loss_single`: each sum is divided by the number of matched queries (at least 1). Deviations: the
+    *Source*: `loss_single` of BEVFormer: each sum is divided by the number of matched queries, ≥ 1. Deviations: the
     velocity is a loss of its own, and an unknown velocity drops only itself (upstream: the whole box).
 
     Args:

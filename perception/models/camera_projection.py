@@ -90,7 +90,9 @@ def plan_cameras(reference_points: Tensor, mask: Tensor, *, static: bool = False
     used = visible.gather(-1, query_idx)
     query_idx = torch.where(used, query_idx, 0)
     gather_idx = query_idx[..., None, None].expand(-1, -1, -1, num_points, 2)
-    gathered = torch.where(used[..., None, None], reference_points.gather(2, gather_idx), 0.0)  # (B, N, K, D, 2)
+    gathered = torch.where(
+        used[..., None, None], reference_points.gather(2, gather_idx), 0.0
+    )  # (B, N, K, D, 2)
     flat_idx = query_idx.flatten(1)  # (B, N·K)
     weight = used.flatten(1) / hits.gather(1, flat_idx)
     return CameraPlan(gathered.flatten(0, 1), flat_idx, weight[..., None])

@@ -3,7 +3,6 @@
 Legend: B batch, G query groups, q queries per group, C channels, H heads, P points.
 """
 
-import torch
 from torch import Tensor, nn
 
 from perception.models._layers import (

@@ -16,7 +16,9 @@ def lidar_origin_pixel(grid: BEVGrid) -> tuple[float, float]:
     return -grid.pc_range[0] / dx, -grid.pc_range[1] / dy
 
 
-def rotate_bev(bev: Tensor, angle_deg: Tensor, grid: BEVGrid, center: tuple[float, float] | None = None) -> Tensor:
+def rotate_bev(
+    bev: Tensor, angle_deg: Tensor, grid: BEVGrid, center: tuple[float, float] | None = None
+) -> Tensor:
     """Turn a BEV by whole cells: each output cell takes its nearest input cell, zero from outside the grid.
 
     *Source*: BEVFormer, `get_bev_features`. Output cell (r, c) reads R·((c+½, r+½) − centre) + centre − ½, rounded

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perception.models.map_slicer import MapSlicer
@@ -16,8 +17,8 @@ from perception.structures import MAP_CLASSES, BEVGrid, MapGrid
 class SegHead(nn.Module):
     """Samples the BEV at the map's pixels, then a small U-Net.
 
-    *Source*: Bin-ze/BEVFormer_segmentation_detection. Options of ours: width, channel reduction, dice loss; all off by
-    default.
+    *Source*: Bin-ze/BEVFormer_segmentation_detection. Options of ours, all off by default: another width, a coarser
+    U-Net, channel reduction, dice loss.
 
     Args:
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max) of the BEV, LiDAR frame, metres.
@@ -29,6 +30,7 @@ class SegHead(nn.Module):
         map_resolution: side of a map pixel, metres.
         num_classes: classes with the background, which is class 0.
         width: channels of the U-Net's first stage.
+        output_stride: the U-Net works at this many times the map's resolution and its logits are interpolated.
         reduce_dims: channels to which a 1×1 convolution brings the BEV before sampling; None: no such layer.
         class_weights: one per class, in the cross-entropy.
         loss_ce_weight: factor of the cross-entropy.
@@ -50,6 +52,7 @@ class SegHead(nn.Module):
         map_resolution: float = 0.15,
         num_classes: int = len(MAP_CLASSES),
         width: int = 64,
+        output_stride: int = 1,
         reduce_dims: int | None = None,
         class_weights: Sequence[float] = (0.3, 2.0, 2.0, 2.0),
         loss_ce_weight: float = 3.0,
@@ -57,11 +60,18 @@ class SegHead(nn.Module):
     ) -> None:
         super().__init__()
         if len(class_weights) != num_classes:
-            raise ValueError(f"class_weights must have num_classes = {num_classes} numbers, got {list(class_weights)}.")
+            raise ValueError(
+                f"class_weights must have num_classes = {num_classes} numbers, got {list(class_weights)}."
+            )
         x_min, y_min, z_min, x_max, y_max, z_max = pc_range
         self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
         self.map_grid = MapGrid(map_x_range, map_y_range, map_resolution)
-        if map_x_range[0] < x_min or map_x_range[1] > x_max or map_y_range[0] < y_min or map_y_range[1] > y_max:
+        if (
+            map_x_range[0] < x_min
+            or map_x_range[1] > x_max
+            or map_y_range[0] < y_min
+            or map_y_range[1] > y_max
+        ):
             raise ValueError(
                 f"the map (x {map_x_range}, y {map_y_range}) reaches beyond the BEV range {tuple(pc_range)}. Shrink "
                 "map_x_range and map_y_range, or widen pc_range."
@@ -70,19 +80,27 @@ class SegHead(nn.Module):
         self.loss_ce_weight = loss_ce_weight
         self.loss_dice_weight = loss_dice_weight
         self.reduce = None if reduce_dims is None else nn.Conv2d(embed_dims, reduce_dims, 1)
-        self.slicer = MapSlicer(bev_grid=self.grid, map_grid=self.map_grid)
+        inner_grid = MapGrid(map_x_range, map_y_range, map_resolution * output_stride)
+        self.slicer = MapSlicer(bev_grid=self.grid, map_grid=inner_grid)
         self.seg_encode = SegEncode(
-            in_channels=embed_dims if reduce_dims is None else reduce_dims, num_classes=num_classes, width=width
+            in_channels=embed_dims if reduce_dims is None else reduce_dims,
+            num_classes=num_classes,
+            width=width,
         )
         self.register_buffer("class_weights", torch.tensor(list(class_weights)), persistent=False)
         self.class_weights: Tensor
 
     def forward(self, bev: Tensor) -> Tensor:
         """(B, bev_h·bev_w, C) → (B, num_classes, rows, columns), logits on the map grid."""
-        features = bev.transpose(1, 2).unflatten(2, (self.grid.bev_h, self.grid.bev_w))  # (B, C, bev_h, bev_w)
+        features = bev.transpose(1, 2).unflatten(
+            2, (self.grid.bev_h, self.grid.bev_w)
+        )  # (B, C, bev_h, bev_w)
         if self.reduce is not None:
             features = self.reduce(features)
-        return self.seg_encode(self.slicer(features))
+        logits = self.seg_encode(self.slicer(features))
+        if logits.shape[-2:] == self.map_grid.shape:
+            return logits
+        return F.interpolate(logits, size=self.map_grid.shape, mode="bilinear", align_corners=False)
 
     def loss(self, logits: Tensor, targets: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """Losses over the samples that have a map; an empty dict where none has.

@@ -1,6 +1,7 @@
 """Spatial cross-attention: every BEV query looks at the image features where its pillar projects to.
 
-Legend: B batch, N cameras, Q BEV cells, K slots per camera, D points per pillar, C channels, H heads, L levels, P points.
+Legend: B batch, N cameras, Q BEV cells, K slots per camera, D points per pillar, C channels, H heads, L levels,
+P points.
 """
 
 from collections.abc import Sequence

@@ -51,5 +51,5 @@ def group_losses(
             )
     task_losses = TaskLosses(totals, counts, task_names)
     if totals:
-        log_vars["loss"] = sum(value.detach() for value in totals.values())  # type: ignore[assignment]
+        log_vars["loss"] = sum(value.detach() for value in totals.values())
     return task_losses, log_vars

@@ -25,7 +25,10 @@ RENAMES = (
     (r"^pts_bbox_head\.seg_decoder\.", "seg_head.seg_encode."),
     (r"^pts_bbox_head\.", "box_head."),
     (r"^(bev_encoder\.layers\.\d+)\.attentions\.0\.", r"\1.temporal_self_attention."),
-    (r"^(bev_encoder\.layers\.\d+)\.attentions\.1\.(deformable_attention\.)?", r"\1.spatial_cross_attention."),
+    (
+        r"^(bev_encoder\.layers\.\d+)\.attentions\.1\.(deformable_attention\.)?",
+        r"\1.spatial_cross_attention.",
+    ),
     (r"^(box_head\.decoder\.\d+)\.attentions\.0\.attn\.", r"\1.self_attention."),
     (r"^(box_head\.decoder\.\d+)\.attentions\.1\.", r"\1.cross_attention."),
     (r"\.ffns\.0\.layers\.0\.0\.", ".ffn.linear1."),

@@ -62,7 +62,11 @@ def test_encoder_decoder_losses_and_boxes(name):
     outputs = head(bev)
     for i in range(len(head.decoder)):
         near(seen[f"dec/layer{i}"][0], arrays["outputs/dec/inter_states"][i, :, 0], 5e-5)
-        near(seen[f"dec/layer{i}/cross_attn_out"][0], arrays[f"outputs/dec/layer{i}/cross_attn_out"][:, 0], 5e-5)
+        near(
+            seen[f"dec/layer{i}/cross_attn_out"][0],
+            arrays[f"outputs/dec/layer{i}/cross_attn_out"][:, 0],
+            5e-5,
+        )
     near(outputs.cls_scores, arrays["outputs/head/all_cls_scores"], 2e-5)
     near(outputs.codes, convert_code(arrays["outputs/head/all_bbox_preds"]), 2e-4)
 
@@ -73,7 +77,11 @@ def test_encoder_decoder_losses_and_boxes(name):
     near(losses["cls.loss_focal"], arrays["outputs/loss/terms/loss_cls"][0], 2e-5)
     near(losses["cls.d0.loss_focal"], arrays["outputs/loss/terms/d0.loss_cls"][0], 2e-5)
     near(losses["box.loss_l1"] + losses["velocity.loss_l1"], arrays["outputs/loss/terms/loss_bbox"], 2e-5)
-    near(losses["box.d0.loss_l1"] + losses["velocity.d0.loss_l1"], arrays["outputs/loss/terms/d0.loss_bbox"], 2e-5)
+    near(
+        losses["box.d0.loss_l1"] + losses["velocity.d0.loss_l1"],
+        arrays["outputs/loss/terms/d0.loss_bbox"],
+        2e-5,
+    )
 
     decoded = head.predict(outputs)[0]
     near(decoded.scores, arrays["outputs/decode/scores"], 5e-6)
@@ -116,7 +124,9 @@ def test_rotation_is_upstreams(case):
 
 def test_segmentation_decoder():
     arrays = read_arrays("e_seg_binze_20x20")
-    official = {k.removeprefix("state_dict/"): v for k, v in arrays.items() if "dict/pts_bbox_head.seg_d" in k}
+    official = {
+        k.removeprefix("state_dict/"): v for k, v in arrays.items() if "dict/pts_bbox_head.seg_d" in k
+    }
     decoder = SegEncode(in_channels=32, num_classes=4).eval()
     decoder.load_state_dict({rename(k).removeprefix("seg_head.seg_encode."): v for k, v in official.items()})
     near(decoder(arrays["outputs/seg/bev_cropped"]), arrays["outputs/head/seg_preds"], 5e-5)

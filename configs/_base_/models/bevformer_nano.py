@@ -1,7 +1,7 @@
 """BEVFormer nano: the demo's model, small enough to train from scratch on two CPU cores.
 
 Source: ours; BEVFormer's structure with a narrow ResNet-18, a 40 × 40 BEV and query groups in training.
-Input: 352 × 198 padded to 352 × 224, RGB ImageNet normalisation.
+Input: 352 × 198 padded to 352 × 208, RGB ImageNet normalisation.
 """
 
 from mmdet.models.backbones import ResNet
@@ -14,11 +14,11 @@ _bev = dict(pc_range=_pc_range, bev_h=40, bev_w=40, embed_dims=64)
 
 model = dict(
     type=BEVFormer,
-    data_preprocessor=dict(type=BEVDataPreprocessor, pad_size_divisor=32),
+    data_preprocessor=dict(type=BEVDataPreprocessor, pad_size_divisor=16),
     img_backbone=dict(
         type=ResNet,
         depth=18,
-        base_channels=32,
+        base_channels=24,
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
@@ -27,8 +27,8 @@ model = dict(
         norm_eval=False,
         zero_init_residual=False,
     ),
-    img_neck=dict(type=FPN, in_channels=[128], out_channels=64, num_outs=1),
-    bev_encoder=dict(type=BEVEncoder, num_layers=2, num_heads=4, num_levels=1, **_bev),
+    img_neck=dict(type=FPN, in_channels=[96], out_channels=64, num_outs=1),
+    bev_encoder=dict(type=BEVEncoder, num_layers=2, num_heads=4, dropout=0.0, **_bev),
     box_head=dict(
         type=BoxHead,
         num_query=150,
@@ -39,5 +39,5 @@ model = dict(
         with_box_refine=True,
         **_bev,
     ),
-    seg_head=dict(type=SegHead, width=8, reduce_dims=16, loss_dice_weight=1.0, **_bev),
+    seg_head=dict(type=SegHead, width=12, reduce_dims=16, output_stride=2, loss_dice_weight=1.0, **_bev),
 )

@@ -1,6 +1,6 @@
 """BEVFormer tiny with a segmentation head: upstream's tiny sizes.
 
-Source: BEVFormer's bevformer_tiny.py (ResNet-50, one level, 50 × 50 BEV, 3 encoder and 6 decoder layers, 900 queries) and
+Source: bevformer_tiny.py of BEVFormer (ResNet-50, one level, 50 × 50 BEV, 3 + 6 layers, 900 queries) and
 SegEncode of Bin-ze/BEVFormer_segmentation_detection. Input 800 × 450 padded to 800 × 480, RGB ImageNet normalisation.
 The backbone starts from `model.backbone_weights` (a local torchvision ResNet-50 file) where that is set.
 """
@@ -26,9 +26,7 @@ model = dict(
         norm_eval=True,
         style="pytorch",
     ),
-    img_neck=dict(
-        type=FPN, in_channels=[2048], out_channels=256, add_extra_convs="on_output", num_outs=1
-    ),
+    img_neck=dict(type=FPN, in_channels=[2048], out_channels=256, add_extra_convs="on_output", num_outs=1),
     bev_encoder=dict(type=BEVEncoder, num_layers=3, **_bev),
     box_head=dict(
         type=BoxHead,
