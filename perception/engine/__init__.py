@@ -1,0 +1,51 @@
+"""MMEngine side: runner, strategies, optimiser wrapper, samplers, loops, hooks."""
+
+from perception.engine.epoch_sampler import EpochSampler
+from perception.engine.eval_loop import EvalLoop
+from perception.engine.hooks import (
+    CheckpointHook,
+    LogHook,
+    RuntimeInfoHook,
+    ScheduleHook,
+    SignalHook,
+    TensorboardBackend,
+    TensorboardHook,
+)
+from perception.engine.jsonl_log import read_log
+from perception.engine.optim_wrapper import BalancedOptimWrapper
+from perception.engine.run import dry_run, predict, test, train
+from perception.engine.run_folder import hash_config, to_plain, update_summary
+from perception.engine.runner import PerceptionRunner, TrainingTerminated
+from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
+from perception.engine.strategies import DDPStrategy, SingleStrategy
+from perception.engine.train_loop import TrainLoop
+from perception.engine.work_dir import WorkDirError
+
+__all__ = [
+    "BalancedOptimWrapper",
+    "CheckpointHook",
+    "DDPStrategy",
+    "EpochSampler",
+    "EvalLoop",
+    "LogHook",
+    "PerceptionRunner",
+    "RuntimeInfoHook",
+    "SceneBatchSampler",
+    "SceneSampler",
+    "ScheduleHook",
+    "SignalHook",
+    "SingleStrategy",
+    "TensorboardBackend",
+    "TensorboardHook",
+    "TrainLoop",
+    "TrainingTerminated",
+    "WorkDirError",
+    "dry_run",
+    "hash_config",
+    "predict",
+    "read_log",
+    "test",
+    "to_plain",
+    "train",
+    "update_summary",
+]

@@ -1,0 +1,141 @@
+"""Draw what a dataset gives to training: after loading and augmentation, with boxes and map lines drawn in."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.datasets import LoadBEVMap, LoadMultiViewImages, NuScenesBEVDataset, PackBEVInputs
+from perception.registry import DATASETS
+from perception.structures import CAMERA_NAMES, MapGrid
+from perception.utils import DataError, read_json
+from perception.visualization import draw_sample, save_image
+
+
+def browse(
+    dataset: Mapping[str, Any] | NuScenesBEVDataset,
+    *,
+    out: str | Path,
+    indices: Sequence[int] | None = None,
+    num: int = 8,
+    epoch: int = 0,
+) -> list[Path]:
+    """Write one sheet (six cameras and the view from above) for each of some items.
+
+    Args:
+        dataset: a dataset or its config.
+        out: folder for the pictures.
+        indices: items to draw; None spreads `num` of them evenly over the dataset.
+        num: number of items if `indices` is None.
+        epoch: epoch whose augmentation is shown.
+
+    Returns:
+        The files written.
+
+    Raises:
+        IndexError: an index is out of range.
+        DataError: a sample is defective.
+    """
+    map_grid = None
+    if isinstance(dataset, Mapping):
+        map_grid = _map_grid(dataset["pipeline"])
+        dataset = DATASETS.build(dict(dataset))
+    dataset.set_epoch(epoch)
+    if indices is None:
+        indices = sorted(
+            set(np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int).tolist())
+        )
+    written = []
+    for index in indices:
+        sheet, token = draw_item(dataset[index], map_grid=map_grid, class_names=dataset.class_names)
+        path = Path(out) / f"{index:06d}_{token[:12]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written.append(save_image(path, sheet))
+    return written
+
+
+def draw_item(
+    item: Mapping[str, Any], *, map_grid: MapGrid | None, class_names: Sequence[str]
+) -> tuple[np.ndarray, str]:
+    """The sheet of a packed dataset item's current frame, and its sample token.
+
+    Args:
+        item: `inputs` and `data_samples` as `PackBEVInputs` makes them.
+        map_grid: grid of the item's map; None for the default.
+        class_names: names of the labels.
+
+    Returns:
+        (H, W, 3) uint8 BGR, and the token.
+    """
+    inputs, sample = item["inputs"], item["data_samples"]
+    images = [image.permute(1, 2, 0).contiguous().numpy() for image in inputs["img"][-1]]  # N × (H, W, 3)
+    truth = sample.gt_instances_3d
+    has_map = "gt_bev_seg" in sample
+    sheet = draw_sample(
+        dict(zip(CAMERA_NAMES, images, strict=True)),
+        dict(zip(CAMERA_NAMES, inputs["lidar2img"][-1].double().numpy(), strict=True)),
+        truth.bboxes_3d.tensor.double().numpy(),
+        truth.labels_3d.numpy(),
+        map_mask=sample.gt_bev_seg.sem_seg[0].numpy() if has_map else None,
+        map_grid=map_grid,
+        class_names=tuple(class_names),
+        title=f"{sample.metainfo.get('scene_name', '')}  frame {sample.metainfo.get('frame_idx', '')}",
+    )
+    return sheet, sample.metainfo["sample_token"]
+
+
+def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) -> NuScenesBEVDataset:
+    """An unaugmented, full-size dataset of an index file; the map is drawn where its expansion is there.
+
+    Args:
+        index: file that `perception data prepare` wrote, or an info.json of the same form.
+        data_root: what its image paths are relative to; None tries the index's folder and the one above.
+
+    Raises:
+        DataError: the index cannot be read, or its images are not found.
+    """
+    index = Path(index).absolute()
+    root = Path(data_root) if data_root is not None else find_data_root(index)
+    return NuScenesBEVDataset(
+        ann_file=str(index),
+        data_root=str(root),
+        test_mode=True,
+        pipeline=[LoadMultiViewImages(), LoadBEVMap(grid=MapGrid(), on_missing="skip"), PackBEVInputs()],
+    )
+
+
+def find_data_root(index: str | Path) -> Path:
+    """The folder that an index's image paths are relative to: the index's own or the one above.
+
+    Raises:
+        DataError: the index is missing or not one, or its first image lies in neither.
+    """
+    index = Path(index).absolute()
+    if not index.is_file():
+        raise DataError("the index file does not exist; make it by `perception data prepare`", path=index)
+    try:
+        first = read_json(index)["data_list"][0]
+        names = [camera["img_path"] for camera in first["images"].values()]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"this is no index of samples ({type(error).__name__}: {error}); make one by `perception data prepare`",
+            path=index,
+        ) from error
+    for folder in (index.parent, index.parent.parent):
+        if (folder / names[0]).is_file():
+            return folder
+    raise DataError(
+        f"the index's first image {names[0]} is neither below {index.parent} nor below {index.parent.parent}; "
+        "name the folder by --data-root",
+        path=index,
+    )
+
+
+def _map_grid(pipeline: Sequence[Mapping[str, Any]]) -> MapGrid | None:
+    grid = next((step["grid"] for step in pipeline if "grid" in step), None)
+    if grid is None or isinstance(grid, MapGrid):
+        return grid
+    return MapGrid(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
+    )

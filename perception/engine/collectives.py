@@ -1,0 +1,76 @@
+"""The few exchanges between ranks that training needs, all without pickle, all no-ops on one rank."""
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group is up."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """This process's rank."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def comm_device() -> torch.device:
+    """Device on which the process group's backend wants its tensors."""
+    if is_distributed() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def max_over_ranks(value: int) -> int:
+    """The largest of all ranks' values, the same on every rank."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.int64, device=comm_device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise sum over ranks, returned on the device of `values`."""
+    if world_size() == 1:
+        return values
+    moved = values.to(comm_device(), copy=True)
+    dist.all_reduce(moved)
+    return moved.to(values.device)
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """Each rank's bytes, on every rank, in the order of ranks."""
+    if world_size() == 1:
+        return [data]
+    device = comm_device()
+    length = torch.tensor([len(data)], dtype=torch.int64, device=device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = max(int(item.item()) for item in lengths)
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: len(data)] = (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device) if data else padded[:0]
+    )
+    parts = [torch.zeros_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return [
+        bytes(part[: int(size.item())].cpu().numpy().tobytes())
+        for part, size in zip(parts, lengths, strict=True)
+    ]
+
+
+def gather_json(content: Any) -> list[Any]:
+    """Each rank's JSON-able value, on every rank, in the order of ranks."""
+    if world_size() == 1:
+        return [content]
+    return [json.loads(data.decode("utf-8")) for data in gather_bytes(json.dumps(content).encode("utf-8"))]

@@ -1,0 +1,91 @@
+"""Builds loaders whose batches depend on seed, epoch and position only."""
+
+import random
+import signal
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import DataLoader
+
+from perception.engine.epoch_dataset import EpochDataset
+from perception.engine.epoch_sampler import EpochSampler
+from perception.engine.hooks.signal_hook import STOP_SIGNALS
+from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
+from perception.utils import stable_seed
+
+_LOADER_KEYS = frozenset({"batch_size", "num_workers", "drop_last", "persistent_workers", "pin_memory",
+                          "prefetch_factor", "timeout"})  # fmt: skip
+_OUR_KEYS = frozenset({"dataset", "sampler", "collate_fn"})
+
+
+def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank: int = 0) -> DataLoader:
+    """A loader from `dict(dataset=..., sampler=..., batch_size=..., num_workers=...)`.
+
+    The dataset hears of its epoch through the index (see `EpochDataset`). The loader draws from a generator of its
+    own, so that starting an iteration does not shift the training's random numbers. With a `SceneSampler`, batches
+    read several scenes side by side.
+
+    Raises:
+        ValueError: an unknown key, a missing dataset or an unsuited sampler.
+    """
+    if isinstance(config, DataLoader):
+        return config
+    unknown = sorted(set(config) - _LOADER_KEYS - _OUR_KEYS)
+    if unknown:
+        raise ValueError(
+            f"dataloader has unknown keys {unknown}; allowed: {sorted(_LOADER_KEYS | _OUR_KEYS)}. Remove them"
+        )
+    if config.get("dataset") is None:
+        raise ValueError("dataloader has no dataset. Add dataset=dict(type=...)")
+    dataset = config["dataset"]
+    dataset = DATASETS.build(dict(dataset)) if isinstance(dataset, Mapping) else dataset
+    if hasattr(dataset, "full_init"):
+        dataset.full_init()
+    dataset = EpochDataset(dataset)
+    sampler = config.get("sampler") or dict(type=EpochSampler)
+    if isinstance(sampler, Mapping):
+        sampler = DATA_SAMPLERS.build(dict(sampler), default_args=dict(dataset=dataset, seed=seed))
+    options = {key: config[key] for key in _LOADER_KEYS & set(config)}
+    num_workers = options.get("num_workers", 0)
+    if num_workers == 0:
+        # These two keys mean something to workers only, and torch refuses them without.
+        for key in ("persistent_workers", "prefetch_factor"):
+            options.pop(key, None)
+    if isinstance(sampler, SceneSampler) and options.get("batch_size", 1) > 1:
+        options.pop("drop_last", None)
+        options["batch_sampler"] = SceneBatchSampler(sampler, batch_size=options.pop("batch_size"))
+    else:
+        options["sampler"] = sampler
+    return DataLoader(
+        dataset,
+        collate_fn=_resolve_collate(config.get("collate_fn")),
+        worker_init_fn=partial(_init_worker, seed=stable_seed(seed, "worker", rank)),
+        generator=torch.Generator().manual_seed(stable_seed(seed, "loader", rank)),
+        **options,
+    )
+
+
+def _resolve_collate(config: Any) -> Any:
+    if config is None:
+        return pseudo_collate
+    if isinstance(config, Mapping):
+        options = dict(config)
+        function = options.pop("type")
+        return partial(function, **options)
+    return config
+
+
+def _init_worker(worker_id: int, *, seed: int) -> None:
+    # A signal sent to the whole process group must not take the workers away while the main process finishes its
+    # step; they end when it closes its loader or dies.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    worker_seed = stable_seed(seed, worker_id)
+    random.seed(worker_seed)
+    np.random.seed(worker_seed % 2**32)
+    torch.manual_seed(worker_seed)

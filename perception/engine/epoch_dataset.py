@@ -1,0 +1,66 @@
+"""How a sample learns its epoch, in whatever process it is made: the index carries it.
+
+`dataset.set_epoch` called in the main process is not seen by loader workers that persist from epoch to epoch. So the
+sampler yields `EpochIndex` values, and `EpochDataset`, which runs in the worker, sets the epoch where it differs.
+"""
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+class EpochIndex(int):
+    """A sample index that knows its epoch.
+
+    Example:
+        >>> index = EpochIndex.of(7, epoch=2)
+        >>> index + 1, index.epoch
+        (8, 2)
+    """
+
+    epoch: int
+
+    @classmethod
+    def of(cls, index: int, *, epoch: int) -> "EpochIndex":
+        """Index `index` in epoch `epoch`."""
+        made = cls(index)
+        made.epoch = epoch
+        return made
+
+    def __reduce__(self) -> tuple:
+        return (_rebuild, (int(self), self.epoch))
+
+
+def _rebuild(index: int, epoch: int) -> EpochIndex:
+    return EpochIndex.of(index, epoch=epoch)
+
+
+class EpochDataset(Dataset):
+    """A map-style dataset that passes the epoch of each index on to the dataset which it wraps.
+
+    Everything else (`metainfo`, `scene_tokens`, ...) is the wrapped dataset's.
+
+    Args:
+        dataset: any map-style dataset; `set_epoch(epoch)` is called if it has it.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        epoch = getattr(index, "epoch", None)
+        if epoch is not None and epoch != self._epoch and hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+            self._epoch = epoch
+        return self.dataset[int(index)]
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what this class lacks. Private names are excluded: copying and pickling ask for them before
+        # `dataset` exists.
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)

@@ -1,0 +1,95 @@
+"""The training sampler: shuffled by (seed, epoch), split over ranks, continued in mid-epoch without replay."""
+
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+from perception.engine import collectives
+from perception.engine.epoch_dataset import EpochIndex
+from perception.registry import DATA_SAMPLERS
+from perception.utils import stable_seed
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(Sampler[int]):
+    """Each epoch is one permutation of the dataset, drawn from (seed, epoch) alone.
+
+    Rank r of W takes every W-th index from the r-th on, so the global batch of step k is the same set of samples for
+    any W with W × batch size fixed. The permutation is padded from its own start to a multiple of W.
+
+    Args:
+        dataset: anything with a length.
+        shuffle: False keeps the dataset's order.
+        seed: seed of the permutations; the same on every rank.
+        rank: this rank; by default the process group's.
+        world_size: number of ranks; by default the process group's.
+
+    Raises:
+        ValueError: the dataset is empty.
+
+    Example:
+        >>> sampler = EpochSampler(range(6), seed=0, rank=0, world_size=1)
+        >>> whole = list(sampler)
+        >>> sampler.set_position(epoch=0, num_consumed=4)
+        >>> list(sampler) == whole[4:]
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        shuffle: bool = True,
+        seed: int | None = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the training set is empty (0 samples). Check ann_file and the split")
+        self.num_samples = len(dataset)
+        self.shuffle = shuffle
+        self.seed = seed or 0
+        self.rank = collectives.rank() if rank is None else rank
+        self.world_size = collectives.world_size() if world_size is None else world_size
+        self._epoch = 0
+        self._num_consumed = 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epoch, samples of it that this rank has already trained on) from which the next iteration starts."""
+        return self._epoch, self._num_consumed
+
+    def set_position(self, *, epoch: int, num_consumed: int = 0) -> None:
+        """Start the next iteration in `epoch`, after `num_consumed` samples of this rank.
+
+        Raises:
+            ValueError: the position lies outside the epoch.
+        """
+        if epoch < 0 or not 0 <= num_consumed <= len(self):
+            raise ValueError(
+                f"position (epoch {epoch}, {num_consumed} samples) lies outside an epoch of {len(self)} samples"
+            )
+        self._epoch, self._num_consumed = epoch, num_consumed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the next iteration at the beginning of `epoch` (the name that MMEngine and torch use)."""
+        self.set_position(epoch=epoch)
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self._epoch
+        for index in self._indices()[self._num_consumed :]:
+            yield EpochIndex.of(index, epoch=epoch)
+
+    def _indices(self) -> list[int]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(stable_seed(self.seed, "order", self._epoch))
+            order = torch.randperm(self.num_samples, generator=generator).tolist()
+        else:
+            order = list(range(self.num_samples))
+        total = len(self) * self.world_size
+        padded = (order * (-(-total // len(order))))[:total]
+        return padded[self.rank : total : self.world_size]

@@ -1,0 +1,84 @@
+"""The evaluation loop, for validation and test alike."""
+
+import time
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from mmengine.evaluator import Evaluator
+from mmengine.runner.base_loop import BaseLoop
+
+from perception.engine.collectives import comm_device, max_over_ranks, world_size
+from perception.registry import LOOPS
+
+
+@LOOPS.register_module()
+class EvalLoop(BaseLoop):
+    """Predicts every sample of the loader and computes the metrics.
+
+    Ranks may have different numbers of batches, since scenes stay whole. They step together all the same, so that a
+    stop request reaches every rank at the same batch.
+
+    Args:
+        runner: the runner.
+        dataloader: the loader or its config.
+        evaluator: an Evaluator, or configs of metrics.
+        mode: which of MMEngine's hooks are called: those of validation or those of test.
+    """
+
+    def __init__(
+        self, runner: Any, dataloader: Any, evaluator: Any, *, mode: Literal["val", "test"] = "val"
+    ) -> None:
+        super().__init__(runner, dataloader)
+        self.evaluator = evaluator if isinstance(evaluator, Evaluator) else runner.build_evaluator(evaluator)
+        self.evaluator.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
+        self.mode = mode
+        self.seconds = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate; returns the metrics, the same on every rank, or nothing if a stop was requested."""
+        start = time.perf_counter()
+        runner = self.runner
+        runner.call_hook(f"before_{self.mode}")
+        runner.call_hook(f"before_{self.mode}_epoch")
+        runner.model.eval()
+        _share_buffers(runner.bare_model)
+        if hasattr(runner.bare_model, "reset_history"):
+            runner.bare_model.reset_history()
+        iterator = iter(self.dataloader)
+        for batch_idx in range(max_over_ranks(len(self.dataloader))):
+            data_batch = next(iterator, None)
+            if data_batch is not None:
+                self._run_step(batch_idx, data_batch)
+            if runner.poll_stop_request():
+                for metric in self.evaluator.metrics:
+                    metric.results.clear()
+                return {}
+        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        self.seconds = time.perf_counter() - start
+        runner.call_hook(f"after_{self.mode}_epoch", metrics=metrics)
+        runner.call_hook(f"after_{self.mode}")
+        return metrics
+
+    @torch.no_grad()
+    def _run_step(self, batch_idx: int, data_batch: Any) -> None:
+        runner = self.runner
+        runner.call_hook(f"before_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch)
+        outputs = (
+            runner.model.val_step(data_batch) if self.mode == "val" else runner.model.test_step(data_batch)
+        )
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        runner.call_hook(
+            f"after_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs
+        )
+
+
+def _share_buffers(model: torch.nn.Module) -> None:
+    # Running statistics differ between ranks; all evaluate with rank 0's, which are also what a checkpoint holds.
+    # Rank 0's own are never changed by this, so the schedule of evaluations leaves no trace in training.
+    if world_size() == 1:
+        return
+    for buffer in model.buffers():
+        moved = buffer.to(comm_device())
+        dist.broadcast(moved, src=0)
+        buffer.copy_(moved)

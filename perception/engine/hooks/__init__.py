@@ -1,0 +1,18 @@
+"""Hooks: log, checkpoints, signals, schedules, TensorBoard."""
+
+from perception.engine.hooks.checkpoint_hook import CheckpointHook
+from perception.engine.hooks.log_hook import LogHook
+from perception.engine.hooks.runtime_info_hook import RuntimeInfoHook
+from perception.engine.hooks.schedule_hook import ScheduleHook
+from perception.engine.hooks.signal_hook import SignalHook
+from perception.engine.hooks.tensorboard_hook import TensorboardBackend, TensorboardHook
+
+__all__ = [
+    "CheckpointHook",
+    "LogHook",
+    "RuntimeInfoHook",
+    "ScheduleHook",
+    "SignalHook",
+    "TensorboardBackend",
+    "TensorboardHook",
+]

@@ -1,0 +1,66 @@
+"""Losses and metrics to TensorBoard."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.visualization import TensorboardVisBackend
+
+from perception.registry import HOOKS
+
+
+class TensorboardBackend(TensorboardVisBackend):
+    """MMEngine's TensorBoard backend without the config text, which `config.json` has."""
+
+    def add_config(self, config: Any, **kwargs: Any) -> None:
+        """Leave the config out."""
+
+
+@HOOKS.register_module()
+class TensorboardHook(Hook):
+    """Writes losses, task losses, gradient norm and learning rate every few steps, and metrics after evaluations.
+
+    Args:
+        interval: steps between points.
+    """
+
+    # After the log hook, whose line it writes.
+    priority = "LOW"
+
+    def __init__(self, *, interval: int = 10) -> None:
+        self.interval = interval
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the scalars of this step if it is its turn."""
+        line = runner.last_log_line
+        if runner.rank != 0 or not line or line["step"] % self.interval:
+            return
+        scalars = {
+            **{f"loss/{key}": value for key, value in line["losses"].items()},
+            **{f"task/{key}": value for key, value in line["tasks"].items()},
+            "train/loss": line["loss"],
+            "train/lr": line["lr"],
+            "train/step_time": line["step_time"],
+            "train/data_time": line["data_time"],
+        }
+        if line["grad_norm"] is not None:
+            scalars["train/grad_norm"] = line["grad_norm"]
+        runner.visualizer.add_scalars(scalars, step=line["step"])
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write the metrics."""
+        if runner.rank == 0:
+            numbers = {
+                f"val/{key}": float(value)
+                for key, value in (metrics or {}).items()
+                if isinstance(value, int | float)
+            }
+            if numbers:
+                runner.visualizer.add_scalars(numbers, step=runner.iter)
+
+    def after_run(self, runner: Any) -> None:
+        """Flush and close the event file."""
+        if runner.rank == 0:
+            runner.visualizer.close()

@@ -1,0 +1,71 @@
+"""`log.jsonl`: one JSON object per line, one line per training step, evaluation or event.
+
+A line has a `kind`:
+
+- `train`: step, epoch, lr, loss, losses {term: value on this rank}, tasks {task: global loss}, grad_norm, skipped,
+  data_time (s), step_time (s), memory_mb, and `non_finite` where a step was skipped;
+- `val`: step, seconds, metrics {...};
+- `event`: event ("start", "resume", "checkpoint", "signal"), step, and details.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from perception.engine.run_folder import LOG_FILE, to_plain
+from perception.utils import write_bytes_atomic
+
+
+class JsonlLog:
+    """Appends lines; on resume takes back those that a later checkpoint would have explained.
+
+    Args:
+        run_folder: where `log.jsonl` lies.
+    """
+
+    def __init__(self, run_folder: str | Path) -> None:
+        self.path = Path(run_folder) / LOG_FILE
+        self._file: Any = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a half-written last line is left out."""
+        return read_log(self.path)
+
+    def rewind(self, *, step: int) -> None:
+        """Drop the lines of steps after `step`: the resumed run will write them again."""
+        self.close()
+        kept = [line for line in self.read() if line.get("step", 0) <= step]
+        write_bytes_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode("utf-8"))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        if self._file is None:
+            self._file = open(self.path, "a", encoding="utf-8")
+        self._file.write(json.dumps(to_plain(line)) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a `log.jsonl`; empty if there is none; a half-written last line is left out.
+
+    Raises:
+        json.JSONDecodeError: a line other than the last is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last newline was cut off by a crash (or is empty).
+    return [json.loads(line) for line in lines[:-1]]

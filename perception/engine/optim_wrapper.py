@@ -1,0 +1,322 @@
+"""From task losses to one update: the seam at which balancing methods enter MMEngine's training.
+
+`parse_losses` hands a `TaskLosses` to `update_params`. Per step, on every rank alike:
+
+1. one small all-reduce of target counts and losses: global task losses, global normalisation, finite check;
+2. `Balancer.weigh` and `.combine` → one coefficient per task → one scalar → one backward;
+3. gradients summed over ranks by our own buckets (DDP's reducer is off), finite check, clip, step, zero_grad.
+
+Nothing changes a parameter or a moment before both checks have passed, and both decide from all-reduced numbers, so
+that
+all ranks decide alike.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from perception.balancing import Balancer, TaskLosses
+from perception.engine.collectives import gather_json, sum_over_ranks
+from perception.engine.gradient_sync import sum_gradients_over_ranks
+from perception.engine.step_context import StepContext
+from perception.registry import OPTIM_WRAPPERS
+from perception.utils import get_logger
+
+logger = get_logger("engine")
+
+_MAX_NAMED = 5
+
+
+@OPTIM_WRAPPERS.register_module()
+class BalancedOptimWrapper(OptimWrapper):
+    """Optimiser wrapper that receives the task losses.
+
+    *Deviation* from `OptimWrapper`: gradients are summed over ranks here, each task normalised by its number of
+    targets
+    in the global batch, so that N ranks take the same step as one rank on the joined batch; a task absent on one rank
+    contributes zeros there. With accumulation the normalisation is that of each micro-batch.
+
+    Args:
+        optimizer: the optimiser.
+        accumulative_counts: micro-batches per update.
+        clip_grad: `dict(max_norm=35.0)`, optionally `norm_type`; None does not clip.
+        balancer: the balancing method; by default the plain sum.
+        precision: "bf16" runs the forward under autocast, also on CPU; "auto" does so where CUDA has bf16.
+        max_bad_steps: after this many non-finite steps in a row the run ends.
+        bucket_mb: largest gradient message in MiB.
+
+    Raises:
+        ValueError: an argument is outside its choices.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        accumulative_counts: int = 1,
+        clip_grad: dict[str, Any] | None = None,
+        balancer: Balancer | None = None,
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        max_bad_steps: int = 10,
+        bucket_mb: float = 25.0,
+    ) -> None:
+        clip_grad = None if clip_grad is None else dict(clip_grad)
+        if clip_grad is not None and not {"max_norm"} <= set(clip_grad) <= {"max_norm", "norm_type"}:
+            raise ValueError(
+                f"clip_grad is {clip_grad}; allowed: dict(max_norm=35.0) with an optional norm_type"
+            )
+        if precision not in ("fp32", "bf16", "auto"):
+            raise ValueError(f"precision is {precision!r}; allowed: 'fp32', 'bf16', 'auto'")
+        super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
+        self.balancer = balancer if balancer is not None else Balancer()
+        self.max_bad_steps = max_bad_steps
+        self.bucket_mb = bucket_mb
+        self.precision = _resolve_precision(precision)
+        self.last_checkpoint: Path | None = None
+        self.num_bad_in_row = 0
+        self.num_skipped = 0
+        self.num_updates = 0
+        self.last_step: dict[str, Any] = {}
+        self._context: StepContext | None = None
+        self._is_window_bad = False
+        self._parameter_names: dict[int, str] = {}
+
+    @property
+    def is_between_updates(self) -> bool:
+        """Whether no gradient is held: True between updates, False in mid-accumulation."""
+        return self.should_update()
+
+    def begin_step(self, context: StepContext) -> None:
+        """Tell the wrapper of the step that is about to run, so that it can explain a failure and undo it."""
+        self._context = context
+        if not self._parameter_names:
+            self._parameter_names = {id(p): name for name, p in context.model.named_parameters()}
+
+    def autocast(self) -> AbstractContextManager:
+        """The context under which forwards run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.autocast(device_type=device, dtype=torch.bfloat16)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast, and DDP's own reduction switched off always."""
+        no_sync = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+        with no_sync, self.autocast():
+            yield
+
+    def update_params(
+        self,
+        loss: TaskLosses,
+        step_kwargs: dict[str, Any] | None = None,
+        zero_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """One micro-step: backward, and at the end of an accumulation window the update.
+
+        Args:
+            loss: the local task losses from `model.parse_losses`.
+            step_kwargs: unused by us; MMEngine's interface.
+            zero_kwargs: as `step_kwargs`.
+
+        Raises:
+            TypeError: the model's `parse_losses` does not return `TaskLosses`.
+            FloatingPointError: `max_bad_steps` steps in a row were not finite.
+        """
+        if not isinstance(loss, TaskLosses):
+            raise TypeError(
+                f"update_params received {type(loss).__name__}; the model's parse_losses must return a TaskLosses "
+                "first. Use a model of perception.models, or return TaskLosses(losses, num_targets, task_names)"
+            )
+        global_losses, shares, present, bad_tasks = self._exchange(loss)
+        self.last_step = {
+            "tasks": {
+                task: value
+                for task, value, is_present in zip(
+                    loss.task_names, global_losses.tolist(), present.tolist(), strict=True
+                )
+                if is_present
+            },
+            "grad_norm": None,
+            "skipped": False,
+        }
+        if bad_tasks:
+            self._drop_window("loss", tasks=bad_tasks, parameters=[])
+        if not self._is_window_bad:
+            scalar = self._weighted_sum(loss, global_losses, shares, present)
+            if scalar is not None:
+                self.scale_loss(scalar).backward()
+        self._inner_count += 1
+        if self.should_update():
+            if not self._is_window_bad:
+                self._update()
+            self.zero_grad()
+            self._is_window_bad = False
+
+    def _exchange(self, losses: TaskLosses) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        # Sums over ranks of [n_t, n_t L_t, non-finite_t] for each task t.
+        local = torch.zeros(3, len(losses.task_names), dtype=torch.float64)
+        values = {}
+        if len(losses):
+            stacked = torch.stack(
+                [
+                    torch.stack([losses[task].detach().double().reshape(()).cpu() for task in losses]),
+                    torch.stack(
+                        [losses.num_targets[task].detach().double().reshape(()).cpu() for task in losses]
+                    ),
+                ]
+            )
+            values = dict(zip(losses, stacked.T.tolist(), strict=True))
+        for column, task in enumerate(losses.task_names):
+            if task not in values:
+                continue
+            value, count = values[task]
+            is_finite = bool(torch.isfinite(torch.tensor(value)))
+            local[:, column] = torch.tensor(
+                [count, count * value if is_finite else 0.0, float(not is_finite)]
+            )
+        counts, sums, bad = sum_over_ranks(local)
+        present = counts > 0
+        safe = counts.clamp(min=1e-300)
+        shares = torch.where(present, local[0] / safe, torch.zeros_like(counts))
+        global_losses = torch.where(present, sums / safe, torch.zeros_like(counts))
+        bad_tasks = [task for task, flag in zip(losses.task_names, bad.tolist(), strict=True) if flag]
+        return global_losses, shares, present, bad_tasks
+
+    def _weighted_sum(
+        self, losses: TaskLosses, global_losses: Tensor, shares: Tensor, present: Tensor
+    ) -> Tensor | None:
+        weights = self.balancer.weigh(global_losses, present)
+        # A Gram method needs the per-task gradients here; it comes with the balancing methods.
+        if self.balancer.needs_gram:
+            raise NotImplementedError(
+                f"{type(self.balancer).__name__} needs the Gram matrix of the task gradients, which this version "
+                "does not collect. Use a balancer with needs_gram = False"
+            )
+        coefficients = self.balancer.combine(weights * global_losses, present, None) * weights * shares
+        terms = [
+            losses[task] if factor == 1.0 else losses[task] * factor
+            for task, factor in zip(losses.task_names, coefficients.tolist(), strict=True)
+            if task in losses
+        ]
+        return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None
+
+    def _update(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        sum_gradients_over_ranks(parameters, bucket_mb=self.bucket_mb)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            self.last_step["grad_norm"] = 0.0
+            return
+        clip = self.clip_grad_kwargs or {}
+        norm = get_total_norm(gradients, norm_type=clip.get("norm_type", 2.0))
+        self.last_step["grad_norm"] = float(norm)
+        if not bool(torch.isfinite(norm)):
+            self._drop_window("gradient", *self._blame(parameters))
+            return
+        if clip:
+            clip_grads_with_norm_(parameters, clip["max_norm"], norm)
+        self.optimizer.step()
+        self.num_updates += 1
+        self.num_bad_in_row = 0
+
+    def _blame(self, parameters: list[Tensor]) -> tuple[list[str], list[str]]:
+        bad = {
+            self._parameter_names.get(id(p), f"parameter {number}"): p
+            for number, p in enumerate(parameters)
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        }
+        tasks: set[str] = set()
+        if self._context is not None:
+            try:
+                local = self._context.blame_gradients(bad or self._named(parameters), self.autocast())
+            except (RuntimeError, ValueError) as error:
+                logger.warning("the failing step could not be run again to find its task: %s", error)
+                local = {}
+            for blamed in gather_json(local):
+                tasks.update(blamed)
+        return sorted(tasks), list(bad)
+
+    def _named(self, parameters: list[Tensor]) -> dict[str, Tensor]:
+        return {self._parameter_names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters)}
+
+    def _drop_window(self, kind: str, tasks: list[str], parameters: list[str]) -> None:
+        """Leave out this update: undo the forward's traces, record and report, end the run after too many."""
+        self._is_window_bad = True
+        self.num_bad_in_row += 1
+        self.num_skipped += 1
+        tokens: list[str] = []
+        step = None
+        if self._context is not None:
+            self._context.restore_statistics()
+            step = self._context.step
+            tokens = [token for part in gather_json(self._context.sample_tokens()) for token in part]
+        self.last_step["skipped"] = True
+        self.last_step["non_finite"] = {
+            "kind": kind,
+            "tasks": tasks,
+            "parameters": parameters,
+            "sample_tokens": tokens,
+            "in_row": self.num_bad_in_row,
+        }
+        message = (
+            f"step {step}: non-finite {kind} in task {', '.join(tasks) or 'unknown'}"
+            + (f", parameters {_name_some(parameters)}" if parameters else "")
+            + f"; samples {', '.join(tokens) or 'unknown'}; the step is skipped "
+            + f"({self.num_bad_in_row} in a row, the run ends at {self.max_bad_steps})"
+        )
+        logger.warning("%s", message)
+        if self.num_bad_in_row >= self.max_bad_steps:
+            self.zero_grad()
+            last = self.last_checkpoint or "none was saved"
+            raise FloatingPointError(
+                f"{message}. Last good checkpoint: {last}. Look at the named samples, lower the learning rate or "
+                "clip harder, then continue with --resume"
+            )
+
+    def resume_at(self, step: int, *, max_steps: int) -> None:
+        """Continue counting accumulation windows after `step` finished steps of `max_steps`."""
+        self._inner_count = step
+        if self._accumulative_counts > 1:
+            self._max_counts = max_steps
+            self._remainder_counts = max_steps % self._accumulative_counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state and ours (counters, the balancer's)."""
+        return {
+            **super().state_dict(),
+            "balancing": {
+                "num_bad_in_row": self.num_bad_in_row,
+                "num_skipped": self.num_skipped,
+                "num_updates": self.num_updates,
+                "balancer": self.balancer.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        state = dict(state_dict)
+        own = state.pop("balancing")
+        super().load_state_dict(state)
+        self.num_bad_in_row = int(own["num_bad_in_row"])
+        self.num_skipped = int(own["num_skipped"])
+        self.num_updates = int(own["num_updates"])
+        self.balancer.load_state_dict(own["balancer"])
+
+
+def _resolve_precision(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _name_some(names: list[str]) -> str:
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

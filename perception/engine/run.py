@@ -1,0 +1,226 @@
+"""What the command line calls: train, test, predict, dry run."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+
+from perception.checkpoint import find_checkpoint
+from perception.engine.run_folder import METRICS_FILE, to_plain, update_summary
+from perception.engine.runner import PerceptionRunner
+from perception.engine.scene_sampler import SceneSampler, read_scene_tokens
+from perception.utils import get_logger, read_json, write_json_atomic
+
+logger = get_logger("engine")
+
+_HEADLINES = ("NDS", "mAP", "mIoU")
+
+
+def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
+    """Train by a config; returns the run folder.
+
+    Args:
+        cfg: the config; not changed.
+        resume: continue the run in `cfg.work_dir` (from the start if it has no checkpoint yet).
+        dry_run: see `dry_run`, nothing else.
+
+    Raises:
+        WorkDirError: the work directory is in use, not writable, or holds a run and `resume` is not set.
+        CheckpointError: as `PerceptionRunner.train`.
+        FloatingPointError: as `PerceptionRunner.train`.
+        TrainingTerminated: as `PerceptionRunner.train`.
+    """
+    if dry_run:
+        return _dry_run(cfg)
+    runner = PerceptionRunner.from_cfg(_changed(cfg, resume=True) if resume else cfg)
+    runner.train()
+    metrics = _read_headlines(runner)
+    if metrics and runner.rank == 0:
+        update_summary(runner.work_dir, metrics)
+    return Path(runner.work_dir)
+
+
+def test(
+    cfg: Config, model_path: str | Path | None = None, *, untrained: bool = False, subset: int | None = None
+) -> dict[str, Any]:
+    """Evaluate on the test loader's data (the validation loader's, if there is no test loader).
+
+    Writes `metrics.json` and `summary.json` into `cfg.work_dir`; an untrained model's numbers go under `untrained` in
+    the summary, a subset's nowhere but into `metrics_subset.json`.
+
+    Args:
+        cfg: the config; not changed.
+        model_path: step folder, run folder or `.safetensors` file.
+        untrained: evaluate freshly initialised weights instead.
+        subset: evaluate this many samples from the beginning only; the numbers are not comparable.
+
+    Raises:
+        ValueError: neither or both of `model_path` and `untrained`, or the config has nothing to evaluate on.
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
+    if (model_path is None) != untrained:
+        raise ValueError(
+            "test: give either a model (step folder, run folder, .safetensors) or untrained=True"
+        )
+    changes: dict[str, Any] = {"load_from": None if model_path is None else str(find_checkpoint(model_path))}
+    name = "test" if cfg.get("test_dataloader") is not None else "val"
+    if cfg.get(f"{name}_dataloader") is None:
+        raise ValueError(
+            "the config has neither test_dataloader nor val_dataloader. Add one, with its evaluator"
+        )
+    for part in ("dataloader", "evaluator"):
+        changes[f"test_{part}"] = cfg[f"{name}_{part}"]
+    changes["test_cfg"] = cfg.get("test_cfg") or {}
+    if subset is not None:
+        changes["test_dataloader"] = _with_subset(changes["test_dataloader"], subset)
+    runner = PerceptionRunner.from_cfg(_changed(_without_training(cfg), **changes, resume=False))
+    loop = runner.build_test_loop(runner._test_loop)
+    runner._test_loop = loop
+    if subset is not None:
+        logger.warning(
+            "only %d samples are evaluated: these numbers are not comparable", len(loop.dataloader.dataset)
+        )
+        for metric in loop.evaluator.metrics:
+            if hasattr(metric, "is_subset"):
+                metric.is_subset = True
+    metrics = to_plain(runner.test())
+    if runner.rank == 0:
+        _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
+    return metrics
+
+
+def predict(
+    cfg: Config,
+    model_path: str | Path,
+    *,
+    dataset: Any | None = None,
+    indices: Sequence[int] | None = None,
+) -> Iterator[Any]:
+    """Data samples with predictions, scene by scene in the order of time.
+
+    Args:
+        cfg: the config; not changed.
+        model_path: step folder, run folder or `.safetensors` file.
+        dataset: a dataset in evaluation mode; by default that of the config's test or validation loader.
+        indices: only these samples, in this order.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
+    with tempfile.TemporaryDirectory(prefix="perception-predict-") as folder:
+        bare = _changed(
+            _without_training(cfg), load_from=str(find_checkpoint(model_path)), resume=False, work_dir=folder
+        )
+        for name in ("val", "test"):
+            for part in ("dataloader", "evaluator", "cfg"):
+                bare.pop(f"{name}_{part}", None)
+        bare["visualizer"] = dict(vis_backends=[])
+        runner = PerceptionRunner.from_cfg(bare)
+        runner.strategy.prepare(runner.model)
+        runner.load_or_resume()
+    model = runner.bare_model.eval()
+    if dataset is None:
+        loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+        dataset = runner.build_dataloader(dict(loader, num_workers=0), seed=runner.seed).dataset
+    if hasattr(model, "reset_history"):
+        model.reset_history()
+    order = list(indices) if indices is not None else list(_in_scene_order(dataset))
+    for index in order:
+        with torch.no_grad():
+            yield from model.test_step(pseudo_collate([dataset[index]]))
+
+
+def dry_run(cfg: Config) -> Path:
+    """Two training steps with a save and a resume between them, and two evaluation steps.
+
+    Everything is written to a temporary folder, which is removed.
+
+    Returns:
+        The run folder that a real run would use; nothing is written there.
+
+    Raises:
+        Exception: whatever a real run would raise.
+    """
+    with tempfile.TemporaryDirectory(prefix="perception-dry-run-") as folder:
+        small = _changed(
+            cfg,
+            work_dir=folder,
+            load_from=cfg.get("load_from"),
+            train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
+            visualizer=dict(vis_backends=[]),
+        )
+        if small.get("val_dataloader") is not None:
+            batch_size = small["val_dataloader"].get("batch_size", 1)
+            small["val_dataloader"] = _with_subset(small["val_dataloader"], 2 * batch_size)
+        for resume, stop_after in ((False, 1), (True, None)):
+            runner = PerceptionRunner.from_cfg(_changed(small, resume=resume))
+            if runner._val_loop is not None:
+                loop = runner._val_loop = runner.build_val_loop(runner._val_loop)
+                for metric in loop.evaluator.metrics:
+                    if hasattr(metric, "is_subset"):
+                        metric.is_subset = True
+            runner.train(stop_after=stop_after)
+            done = "trained one step and saved" if stop_after else "resumed, trained another and evaluated"
+            logger.info("dry run: %s", done)
+    return Path(cfg.get("work_dir", "work_dirs/default")).absolute()
+
+
+_dry_run = dry_run
+
+
+def _changed(cfg: Config, **changes: Any) -> Config:
+    return Config({**{key: cfg[key] for key in cfg}, **changes})
+
+
+def _without_training(cfg: Config) -> Config:
+    dropped = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr",
+               "val_dataloader", "val_evaluator", "val_cfg")  # fmt: skip
+    return Config({key: cfg[key] for key in cfg if key not in dropped})
+
+
+def _with_subset(loader: Any, num_samples: int) -> dict[str, Any]:
+    return {**loader, "dataset": {**loader["dataset"], "indices": num_samples}}
+
+
+def _in_scene_order(dataset: Any) -> Iterator[int]:
+    try:
+        read_scene_tokens(dataset)
+    except ValueError:
+        return iter(range(len(dataset)))
+    return iter(SceneSampler(dataset, rank=0, world_size=1))
+
+
+def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
+    path = Path(runner.work_dir) / METRICS_FILE
+    if not path.is_file():
+        return {}
+    metrics = read_json(path)
+    return {key: metrics[key] for key in _HEADLINES if key in metrics}
+
+
+def _write_metrics(
+    folder: Path,
+    metrics: dict[str, Any],
+    seconds: float,
+    model_path: str | Path | None,
+    untrained: bool,
+    subset: int | None,
+) -> None:
+    headlines = {key: metrics[key] for key in _HEADLINES if key in metrics}
+    details = {
+        "model": None if model_path is None else str(model_path),
+        "subset": subset,
+        "comparable": subset is None,
+    }
+    if subset is not None:
+        write_json_atomic(folder / "metrics_subset.json", {**metrics, **details})
+    elif untrained:
+        write_json_atomic(folder / "metrics_untrained.json", {**metrics, **details})
+        update_summary(folder, {"untrained": headlines, "seconds": {"evaluate_untrained": seconds}})
+    else:
+        write_json_atomic(folder / METRICS_FILE, {**metrics, **details})
+        update_summary(folder, {**headlines, "seconds": {"evaluate": seconds}})

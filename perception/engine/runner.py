@@ -1,0 +1,432 @@
+"""The one runner: MMEngine's FlexibleRunner with our run folder, checkpoints, resume and signals."""
+
+import inspect
+import io
+import os
+import uuid
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import FlexibleRunner
+from mmengine.visualization import Visualizer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from perception.checkpoint import (
+    CHECKPOINTS_DIR,
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    load_model_weights,
+    load_state,
+    save_checkpoint,
+)
+from perception.engine.collectives import gather_bytes, gather_json, max_over_ranks
+from perception.engine.data_loading import build_dataloader
+from perception.engine.eval_loop import EvalLoop
+from perception.engine.hooks import (
+    CheckpointHook,
+    LogHook,
+    RuntimeInfoHook,
+    ScheduleHook,
+    SignalHook,
+    TensorboardBackend,
+    TensorboardHook,
+)
+from perception.engine.jsonl_log import read_log
+from perception.engine.rng import get_rng_state, set_rng_state
+from perception.engine.run_folder import (
+    CONFIG_FILE,
+    ENV_FILE,
+    LOG_FILE,
+    describe_environment,
+    hash_config,
+    peak_memory_mb,
+    to_plain,
+    update_summary,
+)
+from perception.engine.strategies import DDPStrategy, SingleStrategy
+from perception.engine.train_loop import TrainLoop
+from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
+from perception.engine.vocabulary import check_vocabulary, read_vocabulary
+from perception.engine.work_dir import WorkDirError, WorkDirLock, prepare_work_dir
+from perception.registry import RUNNERS
+from perception.utils import get_logger, write_json_atomic
+
+logger = get_logger("engine")
+
+_DEFAULT_SEED = 0
+_TERMINATED = 143
+
+
+class TrainingTerminated(SystemExit):
+    """Training stopped by a signal after saving a checkpoint; the exit code is 143.
+
+    Args:
+        message: what happened.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_TERMINATED)
+        self.message = message
+
+
+@RUNNERS.register_module()
+class PerceptionRunner(FlexibleRunner):
+    """Trains and tests; see `FlexibleRunner` for the arguments.
+
+    *Deviations* from MMEngine: the run folder is laid out as design.md says; checkpoints hold tensors and JSON-able
+    values only and no config text is ever executed; a run stops and resumes at any step exactly; SIGTERM saves. The
+    strategy, where none is given, is `DDPStrategy` under torchrun with more than one rank, else `SingleStrategy`.
+
+    Attributes:
+        should_stop: whether the run ends at the next step boundary.
+        stop_signal: the signal that asked for it, 0 if none.
+        last_log_line: the log's line of the last step.
+    """
+
+    stop_signal: int = 0
+    should_stop: bool = False
+    last_log_line: dict[str, Any]
+    _stop_after: int | None = None
+    _pending_rng: dict[str, Any] | None = None
+    _train_seconds: float = 0.0
+    _train_samples: int = 0
+
+    @classmethod
+    def from_cfg(cls, cfg: Config | ConfigDict | dict[str, Any]) -> "PerceptionRunner":
+        """Build a runner from a config; the config itself is not changed.
+
+        Raises:
+            ValueError: an unknown top-level key.
+            WorkDirError: the work directory can't be used.
+        """
+        cfg = cfg if isinstance(cfg, Config) else Config(dict(cfg))
+        allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "cfg"}
+        unknown = sorted(set(cfg.keys()) - allowed)
+        if unknown:
+            raise ValueError(f"the config has unknown keys {unknown}; allowed: {sorted(allowed)}")
+        options = {key: copy(cfg[key]) for key in cfg}
+        work_dir = prepare_work_dir(options.setdefault("work_dir", "work_dirs/default"))
+        randomness = dict(options.get("randomness") or {})
+        if randomness.get("seed") is None:
+            randomness["seed"] = _DEFAULT_SEED
+        # MMEngine keeps loggers, hubs and visualizers by this name for the life of the process.
+        name = options.get("experiment_name") or work_dir.name
+        is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        options.update(
+            work_dir=str(work_dir),
+            randomness=randomness,
+            experiment_name=f"{name}-{uuid.uuid4().hex[:8]}",
+            launcher="pytorch" if is_distributed else "none",
+            env_cfg=options.get("env_cfg") or {},
+        )
+        return cls(**options, cfg=cfg)
+
+    # ------------------------------------------------------------------ building
+
+    def build_strategy(self, strategy: Any = None, launcher: str = "none", **kwargs: Any) -> Any:
+        """The given strategy, or the one that the launcher calls for.
+
+        Raises:
+            ValueError: a strategy for one process under a launcher of several.
+        """
+        if strategy is None:
+            strategy = dict(type=SingleStrategy if launcher == "none" else DDPStrategy)
+        strategy = dict(strategy) if isinstance(strategy, dict) else strategy
+        kind = strategy["type"] if isinstance(strategy, dict) else type(strategy)
+        if launcher != "none" and kind in (SingleStrategy, "SingleStrategy"):
+            raise ValueError(
+                f"strategy is SingleStrategy, but WORLD_SIZE is {os.environ.get('WORLD_SIZE')}. "
+                "Use DDPStrategy or leave strategy out"
+            )
+        return super().build_strategy(strategy, launcher=launcher, **kwargs)
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """TensorBoard in the run folder's `tensorboard`, unless the config names a visualizer."""
+        if visualizer is None:
+            folder = os.path.join(self.work_dir, "tensorboard")
+            visualizer = dict(type=Visualizer, vis_backends=[dict(type=TensorboardBackend, save_dir=folder)])
+        if isinstance(visualizer, dict):
+            visualizer = {"type": Visualizer, **visualizer}
+        return super().build_visualizer(visualizer)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """See `perception.engine.data_loading.build_dataloader`."""
+        rank = int(os.environ.get("RANK", 0))
+        return build_dataloader(dataloader, seed=seed or _DEFAULT_SEED, rank=rank)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """`TrainLoop`, unless the config names a type."""
+        if isinstance(loop, dict) and "type" not in loop:
+            return TrainLoop(self, self._train_dataloader, **loop)
+        return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """`EvalLoop`, unless the config names a type."""
+        if isinstance(loop, dict) and "type" not in loop:
+            return EvalLoop(self, self._val_dataloader, self._val_evaluator, mode="val", **loop)
+        return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: Any) -> Any:
+        """`EvalLoop`, unless the config names a type."""
+        if isinstance(loop, dict) and "type" not in loop:
+            return EvalLoop(self, self._test_dataloader, self._test_evaluator, mode="test", **loop)
+        return super().build_test_loop(loop)
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """Our hooks; the config changes one by its name, or leaves it out with None.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        defaults: dict[str, Any] = dict(
+            runtime_info=dict(type=RuntimeInfoHook),
+            logger=dict(type=LogHook),
+            param_scheduler=dict(type=ScheduleHook),
+            tensorboard=dict(type=TensorboardHook),
+            signals=dict(type=SignalHook),
+            checkpoint=dict(type=CheckpointHook),
+        )
+        unknown = sorted(set(hooks or {}) - set(defaults))
+        if unknown:
+            raise ValueError(
+                f"default_hooks has unknown names {unknown}; allowed: {sorted(defaults)}. "
+                "Other hooks belong into custom_hooks"
+            )
+        for name, config in (hooks or {}).items():
+            if config is None:
+                del defaults[name]
+            elif isinstance(config, dict):
+                defaults[name] = {**defaults[name], **config} if "type" not in config else dict(config)
+            else:
+                defaults[name] = config
+        for hook in defaults.values():
+            self.register_hook(hook)
+
+    def get_hooks_info(self) -> str:
+        """Names of the hooks, in one line."""
+        return ", ".join(type(hook).__name__ for hook in self.hooks)
+
+    def dump_config(self) -> None:
+        """Nothing here: `train` writes `config.json` once it holds the work directory."""
+
+    def _log_env(self) -> None:
+        """Nothing here: `train` writes `env.json`."""
+
+    # ------------------------------------------------------------------ running
+
+    def train(self, *, stop_after: int | None = None) -> nn.Module:
+        """Train, from the start or from a checkpoint (`resume=True` in the config).
+
+        Args:
+            stop_after: save and return after this step, as a signal would stop the run.
+
+        Raises:
+            WorkDirError: another process uses the work directory, or it holds a run and `resume` is not set.
+            CheckpointError: the checkpoint is damaged or does not fit, or a save failed.
+            FloatingPointError: too many non-finite steps in a row.
+            TrainingTerminated: SIGTERM or SIGUSR1 came; a checkpoint was saved.
+        """
+        self._stop_after = stop_after
+        self.last_log_line = {}
+        lock: AbstractContextManager = WorkDirLock(self.work_dir) if self.rank == 0 else nullcontext()
+        with lock:
+            self._check_free()
+            if self.rank == 0:
+                write_json_atomic(os.path.join(self.work_dir, CONFIG_FILE), to_plain(self.cfg.to_dict()))
+                write_json_atomic(os.path.join(self.work_dir, ENV_FILE), describe_environment())
+            try:
+                model = super().train()
+                self._write_train_summary()
+            finally:
+                for hook in self.hooks:
+                    if hasattr(hook, "close"):
+                        hook.close()
+        if self.stop_signal:
+            raise TrainingTerminated(f"stopped by signal {self.stop_signal} at step {self.iter}")
+        return model
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its distributed wrapper."""
+        return self.strategy.bare_model
+
+    def poll_stop_request(self) -> bool:
+        """Agree with all ranks on whether to stop. Every rank must call this at the same point."""
+        if not self.stop_signal:
+            self.stop_signal = max_over_ranks(self.local_stop_signal())
+        has_reached = self._stop_after is not None and self.iter >= self._stop_after
+        self.should_stop = bool(self.stop_signal) or has_reached
+        return self.should_stop
+
+    def local_stop_signal(self) -> int:
+        """The signal that this process received, 0 if none; the signal hook replaces this."""
+        return 0
+
+    def count_step(self, *, seconds: float, data_batch: Any) -> None:
+        """Add a step to the run's throughput."""
+        self._train_seconds += seconds
+        self._train_samples += self.train_dataloader.batch_size * self.world_size
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_training_state(self, *, max_keep: int) -> Path:
+        """Save everything that a resume needs; all ranks call this.
+
+        Raises:
+            CheckpointError: on every rank, if the main rank could not save.
+        """
+        buffer = io.BytesIO()
+        torch.save(get_rng_state(), buffer)
+        parts = gather_bytes(buffer.getvalue())
+        folder = Path(self.work_dir) / CHECKPOINTS_DIR
+        path, error = None, None
+        if self.rank == 0:
+            try:
+                path = save_checkpoint(
+                    folder,
+                    step=self.iter,
+                    model_state=self.strategy.model_state_dict(),
+                    optimizer_state=self.strategy.optim_state_dict(),
+                    state=self._describe_state(),
+                    rng_states={
+                        rank: torch.load(io.BytesIO(part), weights_only=True)
+                        for rank, part in enumerate(parts)
+                    },
+                    max_keep=max_keep,
+                )
+            except CheckpointError as caught:
+                error = caught
+        told = gather_json(None if error is None else error.message)[0]
+        if error is not None:
+            raise error
+        if told is not None:
+            raise CheckpointError(f"the main rank could not save: {told}", path=folder)
+        path = path or folder / f"step_{self.iter:08d}"
+        self.optim_wrapper.last_checkpoint = path
+        self.call_hook("after_checkpoint", path=path)
+        return path
+
+    def load_or_resume(self) -> None:
+        """Continue from a checkpoint, or take weights from one, as the config says; nothing of it is executed.
+
+        Raises:
+            CheckpointError: damaged, or classes, tasks, weights or the way of running differ.
+        """
+        if self._has_loaded:
+            return
+        source = self._resume if isinstance(self._resume, str) else None
+        if self._resume is True:
+            source = self._load_from or (self.work_dir if self._has_checkpoints() else None)
+            if source is None:
+                logger.info("resume: %s holds no checkpoint yet, starting from the beginning", self.work_dir)
+                return
+        if source is not None:
+            self.resume(source)
+        elif self._load_from is not None:
+            self.load_checkpoint(self._load_from)
+        self._has_loaded = True
+
+    def load_checkpoint(self, filename: str, **_: Any) -> None:
+        """Take the weights of a checkpoint, a run folder's latest, or a `.safetensors` file."""
+        path = find_checkpoint(filename)
+        check_vocabulary(self._vocabulary(), load_state(path), path=path)
+        self.strategy.load_model_state_dict(load_model_weights(path), path=str(path))
+        logger.info("weights loaded from %s", path)
+
+    def resume(self, filename: str, **_: Any) -> None:
+        """Put model, optimiser, schedules and position back; the generators follow before the first step."""
+        checkpoint: Checkpoint = load_checkpoint(filename)
+        state, path = checkpoint.state, checkpoint.path
+        check_vocabulary(self._vocabulary(), state, path=path)
+        here = self._describe_state()
+        check_resumable(here, state, path=path)
+        if state["config_hash"] != here["config_hash"]:
+            logger.warning("the config differs from the one that wrote %s; the present one is used", path)
+        self.strategy.load_model_state_dict(checkpoint.model_state, path=str(path))
+        self.strategy.load_optim_state_dict(checkpoint.optimizer_state)
+        load_schedules(self.param_schedulers, state["schedules"], path=path)
+        self.train_loop.resume_at(checkpoint.step)
+        self.optim_wrapper.resume_at(checkpoint.step, max_steps=self.max_iters)
+        self.optim_wrapper.last_checkpoint = path
+        self._pending_rng = checkpoint.rng_states[self.rank]
+        self._train_seconds = float(state["train_seconds"])
+        self._train_samples = int(state["train_samples"])
+        logger.info("resumed from %s at step %d", path, checkpoint.step)
+
+    def restore_pending_rng(self) -> None:
+        """Put the generators into the checkpoint's state; called right before the first step."""
+        if self._pending_rng is not None:
+            set_rng_state(self._pending_rng)
+            self._pending_rng = None
+
+    def has_pending_evaluation(self, step: int, *, is_due: bool) -> bool:
+        """Whether an evaluation due at this step was cut off: the log has no line of it."""
+        if not is_due:
+            return False
+        lines = read_log(Path(self.work_dir) / LOG_FILE) if self.rank == 0 else []
+        is_done = any(line["kind"] == "val" and line["step"] == step for line in lines)
+        return max_over_ranks(int(self.rank == 0 and not is_done)) == 1
+
+    # ------------------------------------------------------------------ details
+
+    def _describe_state(self) -> dict[str, Any]:
+        loop = self.train_loop
+        return {
+            "step": loop.iter,
+            "epoch": loop.epoch,
+            "sampler": {"epoch": loop.epoch, "num_consumed": loop.batch_idx * loop.dataloader.batch_size},
+            "world_size": self.world_size,
+            "batch_size": loop.dataloader.batch_size,
+            "num_samples": len(loop.dataloader.dataset),
+            "seed": self.seed,
+            "accumulative_counts": self.optim_wrapper._accumulative_counts,
+            "precision": self.optim_wrapper.precision,
+            "strategy": type(self.strategy).__name__,
+            "config_hash": hash_config(self.cfg.to_dict()),
+            "schedules": dump_schedules(self.param_schedulers),
+            "train_seconds": self._train_seconds,
+            "train_samples": self._train_samples,
+            **self._vocabulary(),
+        }
+
+    def _vocabulary(self) -> dict[str, Any]:
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
+            if hasattr(loop, "dataloader"):
+                return read_vocabulary(self.bare_model, loop.dataloader.dataset)
+        return read_vocabulary(self.bare_model, None)
+
+    def _has_checkpoints(self) -> bool:
+        folder = Path(self.work_dir) / CHECKPOINTS_DIR
+        return folder.is_dir() and any(folder.glob("step_*"))
+
+    def _check_free(self) -> None:
+        if self._has_checkpoints() and not self._resume:
+            raise WorkDirError(
+                "work_dir holds a run already. Continue it with --resume, or choose another work_dir",
+                path=self.work_dir,
+            )
+
+    def _write_train_summary(self) -> None:
+        memory = max_over_ranks(round(peak_memory_mb()))
+        if self.rank != 0:
+            return
+        update_summary(
+            self.work_dir,
+            {
+                "steps": self.iter,
+                "seconds": {"train": round(self._train_seconds, 2)},
+                "samples_per_second": round(self._train_samples / max(self._train_seconds, 1e-9), 4),
+                "peak_memory_mb": memory,
+                "num_skipped_steps": self.optim_wrapper.num_skipped,
+            },
+        )

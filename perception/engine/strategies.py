@@ -1,0 +1,140 @@
+"""How a model lives on its devices: `SingleStrategy` on one, `DDPStrategy` on one per rank.
+
+Both are thin: they choose device and process group; checkpoints, resume and gradient reduction are the runner's and
+the
+optimiser wrapper's, the same for every strategy.
+"""
+
+import atexit
+import datetime
+import logging
+import os
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine._strategy import DDPStrategy as MMEngineDDPStrategy
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm
+
+from perception.checkpoint import CheckpointError
+from perception.registry import STRATEGIES
+
+_MAX_NAMED = 5
+
+
+class _RunFolderMixin:
+    """Text logs go to the run folder's `logs`, and state dicts are those of the bare model."""
+
+    model: nn.Module
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # MMEngine makes a folder per start; ours is the run folder itself.
+        with suppress(OSError):
+            os.rmdir(self._log_dir)
+        self._log_dir = self.log_dir
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of the text logs."""
+        return os.path.join(self.work_dir, "logs")  # type: ignore[attr-defined]
+
+    def build_logger(
+        self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
+    ) -> MMLogger:
+        """MMEngine's logger; our own loggers write where it writes."""
+        os.makedirs(self.log_dir, exist_ok=True)
+        logger = super().build_logger(log_level=log_level, log_file=log_file, **kwargs)  # type: ignore[misc]
+        ours = logging.getLogger("perception")
+        ours.handlers[:] = logger.handlers
+        ours.setLevel(log_level)
+        return logger
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its distributed wrapper."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    def model_state_dict(self) -> dict[str, Tensor]:
+        """State dict of the bare model."""
+        return self.bare_model.state_dict()
+
+    def load_model_state_dict(self, state_dict: dict[str, Tensor], *, path: str = "", **_: Any) -> None:
+        """Load weights; every name and shape must fit.
+
+        Raises:
+            CheckpointError: shows what is missing, unknown or of another shape.
+        """
+        own = self.bare_model.state_dict()
+        missing = sorted(own.keys() - state_dict.keys())
+        unknown = sorted(state_dict.keys() - own.keys())
+        reshaped = [
+            f"{name} {tuple(state_dict[name].shape)} (here {tuple(own[name].shape)})"
+            for name in sorted(own.keys() & state_dict.keys())
+            if own[name].shape != state_dict[name].shape
+        ]
+        found = [
+            f"{len(names)} {what}: {', '.join(names[:_MAX_NAMED])}{' ...' if len(names) > _MAX_NAMED else ''}"
+            for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+            if names
+        ]
+        if found:
+            raise CheckpointError(
+                f"the weights do not fit the model; {'; '.join(found)}. Use the config that the checkpoint was "
+                "trained with",
+                path=path,
+            )
+        self.bare_model.load_state_dict(state_dict)
+
+
+@STRATEGIES.register_module()
+class SingleStrategy(_RunFolderMixin, SingleDeviceStrategy):
+    """One process, one device: the GPU if there is one, else the CPU."""
+
+    def convert_model(self, model: nn.Module) -> nn.Module:
+        """SyncBatchNorm becomes BatchNorm, which is the same on one rank and runs on a CPU."""
+        if any(isinstance(module, SyncBatchNorm) for module in model.modules()):
+            return super().convert_model(model)
+        return model
+
+
+@STRATEGIES.register_module()
+class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
+    """One process per device, started by torchrun: NCCL on GPUs, gloo on CPUs.
+
+    *Deviation* from MMEngine: its initialisation insists on CUDA; and the reducer of the wrapper is never used (see
+    `BalancedOptimWrapper`), so buffers are not broadcast at each forward either.
+
+    Args:
+        timeout_s: seconds after which a hanging collective ends the job.
+    """
+
+    def __init__(self, *, timeout_s: float = 1800.0, **kwargs: Any) -> None:
+        self._timeout = datetime.timedelta(seconds=timeout_s)
+        super().__init__(**kwargs)
+        if self.model_wrapper is None:
+            self.model_wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+        if not torch.cuda.is_available():
+            self.model_wrapper["device_ids"] = None
+
+    def _setup_distributed(
+        self, launcher: str = "pytorch", backend: str | None = None, **kwargs: Any
+    ) -> None:
+        if dist.is_initialized():
+            return
+        has_cuda = torch.cuda.is_available()
+        if has_cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = backend or ("nccl" if has_cuda else "gloo")
+        dist.init_process_group(backend="gloo" if not has_cuda else backend, timeout=self._timeout, **kwargs)
+        atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
