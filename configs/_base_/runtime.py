@@ -1,10 +1,6 @@
-"""What every run has in common: seed, logs, checkpoints, one process or many."""
+"""What every run has in common: the seed, and a checkpoint at the end of each epoch, of which two are kept."""
 
-from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
+from perception.engine import CheckpointHook
 
-randomness = dict(seed=0, deterministic=False)
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
-log_processor = dict(window_size=10, by_epoch=True)
-visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
-load_from = None
-resume = False
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1, by_epoch=True, max_keep=2))

@@ -10,6 +10,9 @@ PARAMWISE_KEYS = (
     "custom_keys base_lr base_wd norm_decay_mult bias_lr_mult bias_decay_mult dwconv_decay_mult dcn_offset_lr_mult "
     "flat_decay_mult bypass_duplicate"
 ).split()
+LOADER_KEYS = (
+    "dataset sampler collate_fn batch_size num_workers drop_last persistent_workers pin_memory prefetch_factor timeout"
+).split()
 DIST_KEYS = "backend timeout init_method world_size rank store group_name init_backend".split()
 
 
@@ -46,10 +49,17 @@ def _built(*, supplied: str = "", extra: str = "", required: bool = True, **chil
     )
 
 
+_DEFAULT_HOOKS = {
+    "runtime_info": "RuntimeInfoHook",
+    "logger": "LogHook",
+    "param_scheduler": "ScheduleHook",
+    "tensorboard": "TensorboardHook",
+    "signals": "SignalHook",
+    "checkpoint": "CheckpointHook",
+}
 _LOADER_CHILDREN = {
     "dataset": "dataset",
     "sampler": "sampler",
-    "batch_sampler": "sampler",
     "collate_fn": "function",
 }
 
@@ -87,17 +97,12 @@ SLOTS: dict[str, Slot] = {
     "layer": _built(required=False, extra="requires_grad"),
     "init": _built(required=False, extra="layer override"),
     "function": _built(supplied="data_batch batch", required=False),
-    "dataloader": Slot(
-        default="torch.utils.data.DataLoader",
-        supplied=frozenset({"dataset"}),
-        extra=frozenset({"num_batch_per_epoch"}),
-        children=_LOADER_CHILDREN,
-    ),
+    "dataloader": Slot(keys=frozenset(LOADER_KEYS), children=_LOADER_CHILDREN),
     "dataset": _built(pipeline="transform", dataset="dataset", datasets="dataset", metainfo="any"),
     "transform": _built(transforms="transform"),
     "sampler": _built(supplied="dataset sampler batch_size num_replicas rank"),
     "optim_wrapper": Slot(
-        default="mmengine.optim.OptimWrapper",
+        default="perception.engine.BalancedOptimWrapper",
         extra=frozenset({"optimizer", "paramwise_cfg", "constructor"}),
         children={"optimizer": "optimizer", "paramwise_cfg": "paramwise_cfg", "clip_grad": "clip_grad"},
     ),
@@ -108,22 +113,22 @@ SLOTS: dict[str, Slot] = {
     "clip_grad": Slot(keys=frozenset({"max_norm", "norm_type"})),
     "scheduler": _built(supplied="optimizer param_name", extra="convert_to_iter_based"),
     "train_loop": Slot(
-        default="mmengine.runner.EpochBasedTrainLoop",
+        default="perception.engine.TrainLoop",
         supplied=frozenset({"runner", "dataloader"}),
-        extra=frozenset({"by_epoch"}),
         checks_required=True,
     ),
     "val_loop": Slot(
-        default="mmengine.runner.ValLoop", supplied=frozenset({"runner", "dataloader", "evaluator"})
+        default="perception.engine.EvalLoop", supplied=frozenset({"runner", "dataloader", "evaluator"})
     ),
     "test_loop": Slot(
-        default="mmengine.runner.TestLoop", supplied=frozenset({"runner", "dataloader", "evaluator"})
+        default="perception.engine.EvalLoop", supplied=frozenset({"runner", "dataloader", "evaluator"})
     ),
     "evaluator": _built(metrics="evaluator"),
     "default_hooks": Slot(
-        keys=frozenset("runtime_info timer sampler_seed logger param_scheduler checkpoint".split()),
-        children={"*": "hook"},
+        keys=frozenset(_DEFAULT_HOOKS),
+        children={name: f"{name} hook" for name in _DEFAULT_HOOKS},
     ),
+    **{f"{name} hook": Slot(default=f"perception.engine.{hook}") for name, hook in _DEFAULT_HOOKS.items()},
     "hook": _built(extra="priority"),
     "strategy": _built(required=False),
     "visualizer": _built(vis_backends="vis_backend"),

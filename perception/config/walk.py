@@ -86,8 +86,6 @@ def _target(keys: Mapping[str, Any], slot: Slot, kind: str, path: str, problems:
     if slot.keys is not None:
         return None
     named = keys.get("type", slot.default)
-    if kind == "train_loop" and "type" not in keys and keys.get("by_epoch") is False:
-        named = "mmengine.runner.IterBasedTrainLoop"
     if named is None:
         near = closest("type", [key for key in keys if len(key) in (3, 4, 5)])
         if slot.needs_type or (kind == "typed" and near):
@@ -105,8 +103,7 @@ def _target(keys: Mapping[str, Any], slot: Slot, kind: str, path: str, problems:
 
 def _default_type(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
-    found = getattr(importlib.import_module(module), attribute, None)
-    return found if found is not None else getattr(importlib.import_module("mmengine.runner"), "FlexibleRunner")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _signature(target: Any, kind: str) -> Signature | None:

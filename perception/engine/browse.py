@@ -37,18 +37,18 @@ def browse(
         IndexError: an index is out of range.
         DataError: a sample is defective.
     """
-    map_grid = None
-    if isinstance(dataset, Mapping):
-        map_grid = _map_grid(dataset["pipeline"])
-        dataset = DATASETS.build(dict(dataset))
-    dataset.set_epoch(epoch)
+    if isinstance(dataset, NuScenesBEVDataset):
+        built, map_grid = dataset, None
+    else:
+        built, map_grid = DATASETS.build(dict(dataset)), map_grid_of(dataset["pipeline"])
+    built.set_epoch(epoch)
     if indices is None:
         indices = sorted(
-            set(np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int).tolist())
+            set(np.linspace(0, len(built) - 1, min(num, len(built))).round().astype(int).tolist())
         )
     written = []
     for index in indices:
-        sheet, token = draw_item(dataset[index], map_grid=map_grid, class_names=dataset.class_names)
+        sheet, token = draw_item(built[index], map_grid=map_grid, class_names=built.class_names)
         path = Path(out) / f"{index:06d}_{token[:12]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         written.append(save_image(path, sheet))
@@ -132,10 +132,10 @@ def find_data_root(index: str | Path) -> Path:
     )
 
 
-def _map_grid(pipeline: Sequence[Mapping[str, Any]]) -> MapGrid | None:
+def map_grid_of(pipeline: Sequence[Mapping[str, Any]]) -> MapGrid | None:
+    """The map grid that a pipeline's config names, if any."""
     grid = next((step["grid"] for step in pipeline if "grid" in step), None)
     if grid is None or isinstance(grid, MapGrid):
         return grid
-    return MapGrid(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
-    )
+    settings: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in grid.items()}
+    return MapGrid(**settings)

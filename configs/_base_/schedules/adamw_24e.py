@@ -17,7 +17,12 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type=LinearLR, start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
     dict(
-        type=CosineAnnealingLR, T_max=24, eta_min_ratio=1e-3, by_epoch=True, begin=0, end=24,
+        type=CosineAnnealingLR,
+        T_max=24,
+        eta_min_ratio=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=24,
         convert_to_iter_based=True,
     ),
 ]

@@ -1,0 +1,1 @@
+"""The command ``perception``: one file per verb, argument parsing and exit codes only."""

@@ -1,0 +1,72 @@
+"""From a command's arguments to a checked config: used by the verbs that train, test and predict."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from perception.cli._model import ModelChoice
+
+
+def load_checked(
+    name: str | Path, args: argparse.Namespace, *, loaders: Iterable[str], work_dir: str | None = None
+) -> Any:
+    """Load a config, apply ``--set``, set the work directory, and check it and its data.
+
+    Args:
+        name: config, short name or run folder.
+        args: has ``overrides``.
+        loaders: the data loaders whose data must be there.
+        work_dir: run folder; None keeps the config's.
+
+    Raises:
+        ConfigError: the config is wrong.
+        DataError: data is missing.
+    """
+    from perception.config import check_config, load_config, missing_data
+    from perception.utils import DataError
+
+    cfg = load_config(name, args.overrides)
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    check_config(cfg)
+    missing = missing_data(cfg, loaders=loaders)
+    if missing:
+        raise DataError("\n".join(missing))
+    return cfg
+
+
+def default_work_dir(name: str | Path) -> str:
+    """``work_dirs/<short name>``, or after the file where it has no short name."""
+    from perception.config import ConfigError, find_config, parse_config_name
+
+    path = find_config(name)
+    try:
+        return str(Path("work_dirs") / parse_config_name(path).short)
+    except ConfigError:
+        return str(Path("work_dirs") / path.stem)
+
+
+def choose_model(name: str, checkpoint: str | None) -> ModelChoice:
+    """What a MODEL_OR_CONFIG argument means.
+
+    A run folder, a step folder or a ``.safetensors`` file inside one brings its own config; a config name needs
+    ``--checkpoint`` for its weights.
+
+    Raises:
+        ConfigError: a weights file that belongs to no run folder.
+    """
+    from perception.config import ConfigError
+
+    path = Path(name)
+    if path.is_dir() or path.suffix == ".safetensors":
+        start = path.absolute()
+        for folder in (start, *start.parents)[:4]:
+            if (folder / "config.json").is_file():
+                return ModelChoice(config=str(folder), checkpoint=checkpoint or name, run_dir=folder)
+        if path.is_dir() and not (path / "checkpoints").exists() and not (path / "manifest.json").exists():
+            raise ConfigError(f"{name} is no run folder: it has neither config.json nor checkpoints.")
+        raise ConfigError(
+            f"{name} belongs to no run folder with a config.json; give the config and --checkpoint {name}."
+        )
+    return ModelChoice(config=name, checkpoint=checkpoint, run_dir=None)

@@ -1,0 +1,58 @@
+"""Shared pieces of the verbs' parsers. Nothing heavy is imported here: ``--help`` must be quick."""
+
+import argparse
+from collections.abc import Callable
+
+from perception.cli import exit_codes
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Run,
+    *,
+    summary: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a verb whose help ends with examples and exit codes."""
+    lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n{lines}\n\n{exit_codes.HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print tracebacks (also by PERCEPTION_DEBUG=1)"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set`` and its MM-style spelling."""
+    parser.add_argument(
+        "--set",
+        "--cfg-options",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change config values; dotted keys, numbers index lists, values are JSON or Python literals",
+    )
+
+
+def positive_int(text: str) -> int:
+    """A whole number above zero.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)

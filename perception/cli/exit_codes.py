@@ -1,0 +1,18 @@
+"""Exit codes of every verb."""
+
+OK = 0
+RUN_FAILED = 1
+USAGE = 2
+DATA = 3
+CHECKPOINT = 4
+INTERRUPTED = 130
+TERMINATED = 143
+
+HELP = """exit codes:
+  0    done
+  1    the run failed
+  2    wrong command line or config
+  3    data missing or damaged
+  4    checkpoint missing, damaged or not fitting
+  143  stopped by SIGTERM, after saving
+"""

@@ -1,0 +1,49 @@
+"""``perception train``."""
+
+import argparse
+from typing import Any
+
+from perception.cli import exit_codes
+from perception.cli._configs import default_work_dir, load_checked
+from perception.cli._parser import add_overrides, add_verb
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        verbs,
+        "train",
+        run,
+        summary="train a model by a config",
+        examples="""
+        perception train bevformer_nano
+        perception train bevformer_nano --work-dir work_dirs/a --set train_cfg.max_epochs=2
+        perception train bevformer_nano --resume              (continues work_dirs/bevformer_nano)
+        perception train bevformer_tiny --dry-run             (2 train steps, 2 eval steps, save, resume)
+        """,
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="config file or short name, see `perception config ls`"
+    )
+    parser.add_argument("--work-dir", help="run folder; default work_dirs/<short name>")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the run folder's latest valid checkpoint"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="2 train steps, 2 eval steps, save and resume")
+    add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be known before, then train."""
+    cfg = load_checked(
+        args.config,
+        args,
+        loaders=("train_dataloader", "val_dataloader"),
+        work_dir=args.work_dir or default_work_dir(args.config),
+    )
+    from perception.engine import train
+
+    train(cfg, resume=args.resume, dry_run=args.dry_run)
+    print(f"run folder: {cfg.work_dir}")
+    print(f"next: perception test {cfg.work_dir}   |   perception report {cfg.work_dir}")
+    return exit_codes.OK

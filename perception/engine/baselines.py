@@ -1,0 +1,60 @@
+"""Score a predictor that looks at no image by the config's own metrics."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+
+from perception.engine.run_folder import to_plain, update_summary
+from perception.evaluation import baseline_predictions
+from perception.registry import DATASETS
+from perception.utils import write_json_atomic
+
+_HEADLINES = ("NDS", "mAP", "mIoU")
+
+
+def score_baseline(
+    cfg: Config, name: Literal["constant", "ground-truth"], *, subset: int | None = None
+) -> dict[str, Any]:
+    """Evaluate a baseline on the test loader's data.
+
+    Writes `metrics_<name>.json` into `cfg.work_dir`, and the headline scores under the baseline's name into its
+    `summary.json` (not for a subset).
+
+    Args:
+        cfg: the config.
+        name: "constant" is fitted on the training split; "ground-truth" gives the truth back.
+        subset: evaluate this many samples from the beginning only; the numbers are not comparable.
+
+    Returns:
+        All metrics.
+    """
+    start = time.perf_counter()
+    settings = dict(cfg.test_dataloader["dataset"])
+    training = None
+    if name == "constant":
+        source = cfg.train_dataloader["dataset"]
+        training = DATASETS.build(
+            {**settings, "ann_file": source["ann_file"], "data_root": source["data_root"]}
+        )
+    dataset = DATASETS.build(settings if subset is None else {**settings, "indices": subset})
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    for metric in evaluator.metrics:
+        if subset is not None and hasattr(metric, "is_subset"):
+            metric.is_subset = True
+    for sample in baseline_predictions(name, dataset, training_dataset=training):
+        evaluator.process(data_samples=[sample], data_batch=None)
+    metrics = to_plain(evaluator.evaluate(len(dataset)))
+    folder = Path(cfg.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if subset is None else "_subset"
+    details = {"baseline": name, "subset": subset, "comparable": subset is None}
+    write_json_atomic(folder / f"metrics_{name}{suffix}.json", {**metrics, **details})
+    if subset is None:
+        headlines = {key: metrics[key] for key in _HEADLINES if key in metrics}
+        seconds = {f"evaluate_{name}": round(time.perf_counter() - start, 2)}
+        update_summary(folder, {name: headlines, "seconds": seconds})
+    return metrics

@@ -1,0 +1,143 @@
+"""Predictions of a model drawn as sheets, with the ground truth where there is one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from perception.engine.browse import find_data_root, map_grid_of
+from perception.engine.run import predict
+from perception.registry import DATASETS
+from perception.structures import CAMERA_NAMES
+from perception.utils import write_json_atomic
+from perception.visualization import draw_sample, save_image
+
+_WARM_UP = 3
+_MAX_SAVED_BOXES = 100
+
+
+def draw_predictions(
+    cfg: Config,
+    model_path: str | Path,
+    *,
+    out: str | Path,
+    index: str | Path | None = None,
+    data_root: str | Path | None = None,
+    num: int | None = None,
+    score_threshold: float = 0.2,
+) -> list[Path]:
+    """Predict samples, and write a sheet of each and one `predictions.json`.
+
+    A sample that is drawn alone is preceded by up to three frames of its scene, so that a temporal model has its
+    history.
+
+    Args:
+        cfg: config of the model and of its test data.
+        model_path: step folder, run folder or `.safetensors` file.
+        out: folder to write to.
+        index: index file to predict instead of the test loader's.
+        data_root: what that index's image paths are relative to; None tries the folders around it.
+        num: number of samples, evenly spread; None takes all.
+        score_threshold: boxes below are not drawn.
+
+    Returns:
+        The files written, `predictions.json` last.
+
+    Raises:
+        DataError: the index or an image is missing or defective.
+        CheckpointError: the checkpoint is damaged or does not fit.
+    """
+    settings = dict(cfg.test_dataloader["dataset"])
+    if index is not None:
+        root = Path(data_root) if data_root is not None else find_data_root(index)
+        pipeline = [_tolerant(step) for step in settings["pipeline"]]
+        settings.update(ann_file=str(Path(index).absolute()), data_root=str(root), pipeline=pipeline)
+    dataset = DATASETS.build(settings)
+    total = len(dataset)
+    chosen = range(total) if num is None else np.linspace(0, total - 1, min(num, total)).round().astype(int)
+    order, drawn = _with_history(dataset.scene_tokens, [int(item) for item in chosen])
+    map_grid = map_grid_of(settings["pipeline"])
+    written, records = [], {}
+    results = predict(cfg, model_path, dataset=dataset, indices=order)
+    for item, is_drawn, result in zip(order, drawn, results, strict=True):
+        if not is_drawn:
+            continue
+        token = result.metainfo["sample_token"]
+        sheet = _draw(dataset[item], result, map_grid, score_threshold, dataset.class_names)
+        written.append(save_image(Path(out) / f"prediction_{item:06d}_{token[:12]}.jpg", sheet))
+        records[token] = _record(result, dataset.class_names)
+    path = Path(out) / "predictions.json"
+    write_json_atomic(path, {"frame": "LiDAR, bottom-centre x y z l w h yaw vx vy", "samples": records})
+    return [*written, path]
+
+
+def _tolerant(step: Any) -> Any:
+    """The same transform, content with an index whose map expansion is not there."""
+    return {**step, "on_missing": "skip"} if "grid" in step else step
+
+
+def _with_history(scenes: Sequence[str], chosen: Sequence[int]) -> tuple[list[int], list[bool]]:
+    order: list[int] = []
+    drawn: list[bool] = []
+    for item in chosen:
+        for before in range(max(0, item - _WARM_UP), item):
+            if scenes[before] == scenes[item] and (not order or before > order[-1] or order[-1] > item):
+                order.append(before)
+                drawn.append(False)
+        order.append(item)
+        drawn.append(True)
+    return order, drawn
+
+
+def _draw(
+    item: Any, result: Any, map_grid: Any, score_threshold: float, class_names: Sequence[str]
+) -> np.ndarray:
+    inputs, truth = item["inputs"], item["data_samples"]
+    images = [image.permute(1, 2, 0).contiguous().numpy() for image in inputs["img"][-1]]  # N × (H, W, 3)
+    boxes, labels, scores = _boxes(result)
+    truth_boxes = truth.gt_instances_3d if "gt_instances_3d" in truth else None
+    return draw_sample(
+        dict(zip(CAMERA_NAMES, images, strict=True)),
+        dict(zip(CAMERA_NAMES, inputs["lidar2img"][-1].double().numpy(), strict=True)),
+        boxes,
+        labels,
+        scores,
+        _mask(result, "pred_bev_seg"),
+        gt_boxes=None if truth_boxes is None else truth_boxes.bboxes_3d.tensor.double().numpy(),
+        gt_labels=None if truth_boxes is None else truth_boxes.labels_3d.numpy(),
+        gt_map_mask=_mask(truth, "gt_bev_seg"),
+        score_threshold=score_threshold,
+        class_names=tuple(class_names),
+        map_grid=map_grid,
+        title=f"{result.metainfo.get('scene_name', '')}  frame {result.metainfo.get('frame_idx', '')}",
+    )
+
+
+def _boxes(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if "pred_instances_3d" not in result:
+        return np.zeros((0, 9)), np.zeros(0, dtype=np.int64), np.zeros(0)
+    found = result.pred_instances_3d
+    return (
+        found.bboxes_3d.tensor.detach().cpu().double().numpy(),
+        found.labels_3d.cpu().numpy(),
+        found.scores_3d.detach().cpu().double().numpy(),
+    )
+
+
+def _mask(sample: Any, key: str) -> np.ndarray | None:
+    return sample.get(key).sem_seg[0].cpu().numpy() if key in sample else None
+
+
+def _record(result: Any, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    boxes, labels, scores = _boxes(result)
+    best = np.argsort(-scores, kind="stable")[:_MAX_SAVED_BOXES]
+    return [
+        {
+            "class": class_names[int(labels[i])],
+            "score": round(float(scores[i]), 4),
+            "box": [round(float(value), 3) for value in boxes[i]],
+        }
+        for i in best
+    ]

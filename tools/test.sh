@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Set-up, then lint, types, layers and tests. Arguments go to pytest; --slow runs the slow tests as well.
+#   bash tools/test.sh
+#   bash tools/test.sh tests/config -k typo
+#   bash tools/test.sh --slow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+setup_env
+
+selection="not slow and not gpu"
+arguments=()
+for argument in "$@"; do
+    if [ "$argument" = "--slow" ]; then
+        selection="not gpu"
+    else
+        arguments+=("$argument")
+    fi
+done
+
+step() {
+    local start=$SECONDS
+    echo "== $*"
+    "$@" || {
+        echo "== FAILED: $*" >&2
+        exit 1
+    }
+    echo "== done in $((SECONDS - start)) s"
+}
+
+# Two cores are busy with two tests' worth of threads; more only get in each other's way.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export PATH="$PWD/.venv/bin:$PATH"
+step ruff check perception tests tools configs
+step mypy
+step lint-imports
+step python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
+echo "all passed in $SECONDS s"
