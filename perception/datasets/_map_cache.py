@@ -68,7 +68,7 @@ class MapCache:
     def _read(self, path: Path) -> np.ndarray | None:
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         image, digest = content[:-_DIGEST_SIZE], content[-_DIGEST_SIZE:]
         if hashlib.sha256(image).digest() == digest:
@@ -88,10 +88,12 @@ class MapCache:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(image + hashlib.sha256(image).digest())
-            os.replace(temporary, path)
+            try:
+                temporary.write_bytes(image + hashlib.sha256(image).digest())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             get_logger(__name__).warning(
                 "map targets cannot be cached in %s (%s); they are drawn each time. Set LoadBEVMap(cache_dir=…) to a "
                 "writable folder, or to None",

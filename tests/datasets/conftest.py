@@ -35,9 +35,9 @@ class _Writer:
             "map": [{"token": "map0", "log_tokens": ["log0"], "filename": "maps/mask.png", "category": ""}],
             "log": [{"token": "log0", "location": "singapore-onenorth"}],
         }
-        for table in (
-            "instance sensor calibrated_sensor ego_pose scene sample sample_data sample_annotation".split()
-        ):
+        for (
+            table
+        ) in "instance sensor calibrated_sensor ego_pose scene sample sample_data sample_annotation".split():
             self.tables[table] = []
 
     def write(self) -> None:
@@ -56,7 +56,11 @@ class _Writer:
         for channel in (*CAMERA_NAMES, "LIDAR_TOP"):
             is_camera = channel != "LIDAR_TOP"
             self.tables["sensor"].append(
-                {"token": f"sensor-{channel}", "channel": channel, "modality": "camera" if is_camera else "lidar"}
+                {
+                    "token": f"sensor-{channel}",
+                    "channel": channel,
+                    "modality": "camera" if is_camera else "lidar",
+                }
             )
             yaw = 0.0 if is_camera else -np.pi / 2
             camera2body = Rotation.from_matrix([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])

@@ -90,7 +90,9 @@ def test_patch_edges_are_no_boundary(real_root, grid):
         target = vector_map.rasterise(grid, pose)
         for edge in (target[0], target[-1], target[:, 0], target[:, -1]):
             border.append((edge == BOUNDARY).mean())
-    assert np.mean(border) < 0.15  # a patch edge drawn as boundary would fill whole sides where the road leaves
+    assert (
+        np.mean(border) < 0.15
+    )  # a patch edge drawn as boundary would fill whole sides where the road leaves
 
 
 def test_line_width_is_in_metres(tiny_root):
