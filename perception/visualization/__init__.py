@@ -1,0 +1,25 @@
+"""Pictures and the report, without a display: NumPy, OpenCV, Matplotlib (Agg) and Jinja only."""
+
+from perception.visualization.bev import BEVView, draw_bev
+from perception.visualization.boxes_on_image import draw_boxes_on_image
+from perception.visualization.canvas import save_image
+from perception.visualization.curves import plot_metrics, training_curves
+from perception.visualization.map_on_image import draw_map_on_image
+from perception.visualization.palette import class_colours
+from perception.visualization.report import write_report
+from perception.visualization.sheet import CAMERA_ROWS, contact_sheet, draw_sample
+
+__all__ = [
+    "CAMERA_ROWS",
+    "BEVView",
+    "class_colours",
+    "contact_sheet",
+    "draw_bev",
+    "draw_boxes_on_image",
+    "draw_map_on_image",
+    "draw_sample",
+    "plot_metrics",
+    "save_image",
+    "training_curves",
+    "write_report",
+]

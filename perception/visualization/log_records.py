@@ -1,0 +1,88 @@
+"""A run's `log.jsonl`: one JSON object per line, of training steps and of evaluations."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SCORES = ("NDS", "mAP", "mIoU")
+"""Scores of an evaluation; a record that holds one of them is an evaluation's."""
+
+_STEP_KEYS = ("step", "iter")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a log; a last line cut short by a crash is left out, any other damaged line is an error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a JSON object.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({error.msg}); the log is damaged."
+            ) from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
+        records.append(record)
+    return records
+
+
+def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Loss curves: the total, and per task the sum of its terms.
+
+    A task is the text before the first dot of a key that names a loss ("cls.loss_focal",
+    "cls.d0.loss_focal").
+
+    Returns:
+        "loss" and the tasks, in the order they appear → (step, value) pairs; values that are not finite are
+        left out.
+
+    Example:
+        >>> loss_series([{"step": 1, "loss": 3.0, "cls.loss_focal": 2.0, "cls.d0.loss_focal": 0.5}])
+        {'loss': [(1.0, 3.0)], 'cls': [(1.0, 2.5)]}
+    """
+    series: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        step = _step(record)
+        if step is None or not _is_number(record.get("loss")):
+            continue
+        sums = {"loss": float(record["loss"])}
+        for key, value in record.items():
+            task, dot, rest = key.partition(".")
+            if dot and "loss" in rest and _is_number(value):
+                sums[task] = sums.get(task, 0.0) + float(value)
+        for name, total in sums.items():
+            series.setdefault(name, []).append((step, total))
+    return series
+
+
+def score_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Scores of the evaluations: name → (step, value) pairs. An evaluation without a step comes after the last one."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    last = 0.0
+    for record in records:
+        step = _step(record)
+        last = last if step is None else step
+        for name in SCORES:
+            if _is_number(record.get(name)):
+                series.setdefault(name, []).append((last, float(record[name])))
+    return series
+
+
+def _step(record: Mapping[str, Any]) -> float | None:
+    return next((float(record[key]) for key in _STEP_KEYS if _is_number(record.get(key))), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
