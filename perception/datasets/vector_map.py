@@ -84,8 +84,8 @@ class NuScenesVectorMap:
     ) -> np.ndarray:
         """Draw the target of one sample.
 
-        Lines have a thickness of 0.75 m (at least 1 pixel): 1 divider = road and lane dividers; 2 crossing = its two longest
-        edges; 3 boundary = outlines of the union of road segments and lanes. A later class wins, and clears
+        Lines have a thickness of 0.75 m (at least 1 pixel): 1 divider = road and lane dividers; 2 crossing = its two
+        longest edges; 3 boundary = outlines of the union of road segments and lanes. A later class wins, and clears
         earlier ones for 0.3 m around it. With `filled`, 3 is the drivable area and 2 the crossings' areas, and dividers
         lie on top.
 
