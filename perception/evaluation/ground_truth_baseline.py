@@ -25,14 +25,14 @@ def ground_truth_predictions(dataset: Any) -> Iterator[Det3DDataSample]:
     Yields:
         Data samples with `pred_instances_3d` and, where there is a map, `pred_bev_seg`.
     """
-    names = dataset_classes(dataset)
+    label_map = _label_map(dataset)
     for index in range(len(dataset)):
         sample = dataset[index]["data_samples"]
         instances = index_instances(dataset, index)
         if instances is None:
             yield with_prediction(sample, **_from_sample(sample))
         else:
-            yield with_prediction(sample, **_from_index(instances, names))
+            yield with_prediction(sample, **_from_index(instances, label_map))
 
 
 def with_prediction(
@@ -89,12 +89,21 @@ def _from_sample(sample: Det3DDataSample) -> dict[str, Any]:
     return {"boxes": boxes, "labels": truth.labels_3d.clone(), "scores": torch.ones(len(boxes))}
 
 
-def _from_index(instances: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _label_map(dataset: Any) -> dict[int, int]:
+    """Labels of the index (by its `categories`) → labels of the dataset; equal where the index names no categories."""
+    names = dataset_classes(dataset)
+    categories = (getattr(dataset, "metainfo", None) or {}).get("categories")
+    if not categories:
+        return {label: label for label in range(len(names))}
+    return {label: names.index(name) for name, label in categories.items() if name in names}
+
+
+def _from_index(instances: Sequence[Mapping[str, Any]], label_map: Mapping[int, int]) -> dict[str, Any]:
     rows, labels, attributes = [], [], []
     for instance in instances:
-        label = instance.get("bbox_label_3d", instance.get("bbox_label", -1))
-        if not 0 <= label < len(names):
-            continue  # a category outside the ten classes
+        label = label_map.get(instance.get("bbox_label_3d", instance.get("bbox_label", -1)))
+        if label is None:
+            continue  # a category outside the classes
         x, y, z, length, width, height, yaw = instance["bbox_3d"]
         velocity = instance.get("velocity")
         vx, vy = (np.nan, np.nan) if velocity is None else velocity

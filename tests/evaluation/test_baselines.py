@@ -74,6 +74,21 @@ def test_ground_truth_gets_everything_but_the_boxes_without_points(dataset, tiny
     assert max(scores[key] for key in ("mATE", "mASE", "mAOE", "mAVE", "mAAE")) < 1e-4
 
 
+def test_labels_of_the_index_are_mapped_by_its_categories(dataset):
+    order = sorted(CLASS_NAMES)
+    dataset.metainfo["categories"] = {name: label for label, name in enumerate(order)}
+    expected = [
+        sample["data_samples"].gt_instances_3d.labels_3d.tolist()
+        for sample in map(dataset.__getitem__, range(6))
+    ]
+    for instances in dataset.instances:
+        for instance in instances:
+            if instance["bbox_label_3d"] >= 0:
+                instance["bbox_label_3d"] = order.index(CLASS_NAMES[instance["bbox_label_3d"]])
+    found = [sample.pred_instances_3d.labels_3d.tolist() for sample in ground_truth_predictions(dataset)]
+    assert found == expected
+
+
 def test_ground_truth_leaves_the_dataset_alone(dataset):
     before = dataset[0]["data_samples"].gt_instances_3d.bboxes_3d.tensor.clone()
     predicted = next(ground_truth_predictions(dataset))
