@@ -122,7 +122,7 @@ class BEVEncoder(nn.Module):
         num_points_spatial: sampled per head, level and camera; a multiple of D.
         ffn_dims: hidden width of the feed-forward, by default 2C.
         dropout: probability, everywhere.
-        rotate_center: (x, y) in cells about which history turns; None is the vehicle's position.
+        rotate_center: (x, y) in cells about which history turns as upstream does it; None: the vehicle, in metres.
         static_cameras: give all queries to all cameras (constant shapes, for export) instead of the visible ones.
         num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
 

@@ -23,25 +23,28 @@ def rotate_bev(
 
     *Source*: BEVFormer, `get_bev_features`. Output cell (r, c) reads R·((c+½, r+½) − centre) + centre − ½, rounded
     half to even, with R = [[cos, −sin], [sin, cos]]. Deviations: the angle is each sample's own, the input is left
-    alone, and the default centre is the vehicle (upstream: cell (100, 100) whatever the grid).
+    alone, and by default the turn is one in metres about the vehicle. Upstream turns about cell (100, 100) whatever
+    the grid, and in cells, which distorts cells that are not square; a given `center` asks for that.
 
     Args:
         bev: (B, Q, C).
         angle_deg: (B,), change of heading since that BEV, degrees.
         grid: the BEV grid.
-        center: (x, y) in cells; by default the LiDAR origin's cell, which is the middle of a symmetric grid.
+        center: (x, y) in cells, about which to turn as upstream does; None: about the LiDAR's origin, which is the
+            middle of a symmetric grid, in metres.
 
     Returns:
         (B, Q, C).
     """
     center_x, center_y = lidar_origin_pixel(grid) if center is None else center
+    aspect = grid.cell_size[1] / grid.cell_size[0] if center is None else 1.0
     with torch.autocast(bev.device.type, enabled=False):
         angle = angle_deg.float().deg2rad()[:, None, None]
         cos, sin = angle.cos(), angle.sin()
         x = torch.arange(grid.bev_w, device=bev.device) + 0.5 - center_x
         y = (torch.arange(grid.bev_h, device=bev.device) + 0.5 - center_y)[:, None]
-        column = (cos * x - sin * y + center_x - 0.5).round().long()  # (B, bev_h, bev_w)
-        row = (sin * x + cos * y + center_y - 0.5).round().long()
+        column = (cos * x - sin * aspect * y + center_x - 0.5).round().long()  # (B, bev_h, bev_w)
+        row = (sin / aspect * x + cos * y + center_y - 0.5).round().long()
     inside = (column >= 0) & (column < grid.bev_w) & (row >= 0) & (row < grid.bev_h)
     source = torch.where(inside, row * grid.bev_w + column, 0).flatten(1)  # (B, Q)
     rotated = bev.gather(1, source[..., None].expand_as(bev))

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import torch
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmdet.models.backbones import ResNet
 from mmdet.models.necks import FPN
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 

@@ -9,7 +9,6 @@ from perception.balancing import TaskLosses
 from tests.models.small import MAP_SHAPE, collate, make_batch, make_item, small_model
 
 
-
 def rows(batch, index):
     return {
         "inputs": {key: value[index : index + 1] for key, value in batch["inputs"].items()},
@@ -62,7 +61,9 @@ def test_single_task_models(changes, names):
 
 def test_no_ground_truth_leaves_tasks_out():
     model = small_model()
-    losses = model(**make_batch(model, [make_item(i, num_boxes=0, with_map=False) for i in (1, 2)]), mode="loss")
+    losses = model(
+        **make_batch(model, [make_item(i, num_boxes=0, with_map=False) for i in (1, 2)]), mode="loss"
+    )
     assert set(losses) == {"cls.loss_focal", "cls.d0.loss_focal", "cls.num_targets"}
     assert all(value.isfinite() for value in losses.values())
     tasks, _ = model.parse_losses(losses)
@@ -100,7 +101,9 @@ def test_batch_of_four_equals_four_batches_of_one_with_mixed_histories():
     )
     together = model.compute_bev(batch["inputs"])
     for index in range(4):
-        assert_close(together[index : index + 1], model.compute_bev(rows(batch, index)["inputs"]), atol=1e-5, rtol=0)
+        assert_close(
+            together[index : index + 1], model.compute_bev(rows(batch, index)["inputs"]), atol=1e-5, rtol=0
+        )
 
 
 def test_each_history_flag_matters():
@@ -182,7 +185,10 @@ def test_predict_without_usable_history_equals_a_first_frame(reason):
     item = make_item(101, num_frames=1)
     item["inputs"]["has_prev"][:] = reason != "has_prev is False"
     with torch.no_grad():
-        model(**make_batch(model, [make_item(7 if reason == "unknown token" else 1, num_frames=1)]), mode="predict")
+        model(
+            **make_batch(model, [make_item(7 if reason == "unknown token" else 1, num_frames=1)]),
+            mode="predict",
+        )
         if reason == "reset":
             model.reset_history()
         model(**make_batch(model, [item]), mode="predict")
