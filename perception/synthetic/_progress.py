@@ -29,8 +29,7 @@ class Progress:
         self._last = now
         rate = self._done / max(now - self._start, 1e-6)
         left = (self._total - self._done) / rate if rate else 0.0
-        text = (f"synthesize: {self._done}/{self._total} samples, {rate * 6:.1f} images/s, "
-                f"{left:.0f} s left")
+        text = f"synthesize: {self._done}/{self._total} samples, {rate * 6:.1f} images/s, {left:.0f} s left"
         if self._is_tty:
             filled = int(30 * self._done / self._total)
             end = "\n" if self._done == self._total else ""

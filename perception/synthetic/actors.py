@@ -43,7 +43,13 @@ class Actor:
         """Return the nuScenes attribute at time `t`, '' for cones and barriers."""
         moving = self.trajectory.speed(t) > 0.3
         if self.name in VEHICLE_CLASSES:
-            return "vehicle.moving" if moving else "vehicle.parked" if self.conduct == "static" else "vehicle.stopped"
+            return (
+                "vehicle.moving"
+                if moving
+                else "vehicle.parked"
+                if self.conduct == "static"
+                else "vehicle.stopped"
+            )
         if self.name in CYCLE_CLASSES:
             return "cycle.with_rider" if self.rider else "cycle.without_rider"
         if self.name == "pedestrian":
@@ -55,16 +61,27 @@ def draw_size(rng: np.random.Generator, name: str, *, rider: bool = False) -> tu
     """Draw (width, length, height) in metres, cut off at two standard deviations."""
     width, length, height, spread = CLASS_SIZES[name]
     common, *own = np.clip(rng.standard_normal(4), -2.0, 2.0) * spread
-    w, l, h = (v * (1 + 0.6 * common + 0.5 * o) for v, o in zip((width, length, height), own, strict=True))
+    w, length, h = (
+        v * (1 + 0.6 * common + 0.5 * o) for v, o in zip((width, length, height), own, strict=True)
+    )
     if name in CYCLE_CLASSES:
         h = rng.uniform(1.65, 1.85) if rider else h * (0.85 if name == "bicycle" else 0.82)
-    return round(float(w), 3), round(float(l), 3), round(float(h), 3)
+    return round(float(w), 3), round(float(length), 3), round(float(h), 3)
 
 
 def draw_category(rng: np.random.Generator, name: str) -> str:
     """Draw the nuScenes category of an object of a detection class."""
     if name == "pedestrian":
-        kinds = ("adult", "adult", "adult", "adult", "adult", "child", "construction_worker", "police_officer")
+        kinds = (
+            "adult",
+            "adult",
+            "adult",
+            "adult",
+            "adult",
+            "child",
+            "construction_worker",
+            "police_officer",
+        )
         return "human.pedestrian." + kinds[int(rng.integers(len(kinds)))]
     if name == "bus":
         return "vehicle.bus.rigid" if rng.random() < 0.8 else "vehicle.bus.bendy"
@@ -76,23 +93,28 @@ def draw_category(rng: np.random.Generator, name: str) -> str:
 
 
 def make_actor(
-    rng: np.random.Generator, name: str, size: tuple[float, float, float], trajectory: Trajectory, *,
-    conduct: Conduct, rider: bool = False,
+    rng: np.random.Generator,
+    name: str,
+    size: tuple[float, float, float],
+    trajectory: Trajectory,
+    *,
+    conduct: Conduct,
+    rider: bool = False,
 ) -> Actor:
     """Build an actor and its mesh."""
-    w, l, h = size
+    w, length, h = size
     category = draw_category(rng, name)
     if name == "pedestrian":
         if category.endswith("child"):
-            size = (round(w * 0.8, 3), round(l * 0.8, 3), round(h * 0.72, 3))
-            w, l, h = size
-        mesh = small_objects.pedestrian(rng, l, w, h, walking=conduct == "mover")
+            size = (round(w * 0.8, 3), round(length * 0.8, 3), round(h * 0.72, 3))
+            w, length, h = size
+        mesh = small_objects.pedestrian(rng, length, w, h, walking=conduct == "mover")
     elif name == "motorcycle":
-        mesh = small_objects.motorcycle(rng, l, w, h, rider=rider)
+        mesh = small_objects.motorcycle(rng, length, w, h, rider=rider)
     elif name == "bicycle":
-        mesh = small_objects.bicycle(rng, l, w, h, rider=rider)
+        mesh = small_objects.bicycle(rng, length, w, h, rider=rider)
     else:
         builder = getattr(vehicles, name, None) or getattr(small_objects, name)
-        mesh = builder(rng, l, w, h)
-    np.clip(mesh.vertices, [-l / 2, -w / 2, 0.0], [l / 2, w / 2, h], out=mesh.vertices)
+        mesh = builder(rng, length, w, h)
+    np.clip(mesh.vertices, [-length / 2, -w / 2, 0.0], [length / 2, w / 2, h], out=mesh.vertices)
     return Actor(name, category, size, trajectory, conduct, rider, mesh)

@@ -12,7 +12,12 @@ from perception.synthetic.road import Road
 from perception.synthetic.vehicles import DARK, pick
 
 WALLS: tuple[Colour, ...] = (
-    (120, 135, 160), (95, 105, 125), (150, 160, 165), (140, 150, 175), (110, 120, 120), (85, 100, 150),
+    (120, 135, 160),
+    (95, 105, 125),
+    (150, 160, 165),
+    (140, 150, 175),
+    (110, 120, 120),
+    (85, 100, 150),
 )
 LEAVES: tuple[Colour, ...] = ((45, 95, 50), (40, 110, 75), (55, 120, 60), (35, 80, 60))
 
@@ -26,17 +31,17 @@ class Prop:
     size: tuple[float, float, float]
 
 
-def _building(rng: np.random.Generator, l: float, w: float, h: float) -> Mesh:  # noqa: E741
+def _building(rng: np.random.Generator, length: float, w: float, h: float) -> Mesh:
     wall = pick(rng, WALLS)
     glass: Colour = (95.0, 85.0, 75.0) if rng.random() < 0.7 else (60.0, 62.0, 65.0)
-    parts = [box((-l / 2, l / 2), (-w / 2, w / 2), (0.0, h), wall)]
+    parts = [box((-length / 2, length / 2), (-w / 2, w / 2), (0.0, h), wall)]
     storey = float(rng.uniform(3.2, 4.2))
-    columns = max(2, int(l / 3.5))
+    columns = max(2, int(length / 3.5))
     for k in range(int(h / storey)):
         z = (k * storey + 1.0, k * storey + 2.4)
-        for x in (np.arange(columns) + 0.5) / columns * l - l / 2:
+        for x in (np.arange(columns) + 0.5) / columns * length - length / 2:
             parts.append(side_panels((x - 0.8, x + 0.8), w / 2 + 0.03, z, glass))
-        for x in (-l / 2 - 0.03, l / 2 + 0.03):
+        for x in (-length / 2 - 0.03, length / 2 + 0.03):
             parts.append(panel(x, (-0.4 * w, 0.4 * w), z, glass))
     return join(parts)
 
@@ -46,7 +51,9 @@ def _tree(rng: np.random.Generator, radius: float, height: float) -> Mesh:
     trunk = 0.35 * height
     parts = [
         beam((0.0, 0.0, 0.0), (0.0, 0.0, trunk + 0.3), 0.32, (45, 65, 85)),
-        cylinder((0.0, 0.0, trunk + 0.16 * height), radius * 0.72, 0.16 * height, leaves, axis=2, sides=7, top=1.4),
+        cylinder(
+            (0.0, 0.0, trunk + 0.16 * height), radius * 0.72, 0.16 * height, leaves, axis=2, sides=7, top=1.4
+        ),
         cylinder((0.0, 0.0, trunk + 0.48 * height), radius, 0.16 * height, leaves, axis=2, sides=7, top=0.45),
     ]
     return join(parts)
@@ -54,33 +61,47 @@ def _tree(rng: np.random.Generator, radius: float, height: float) -> Mesh:
 
 def _lamp(height: float) -> Mesh:
     arm = (1.6, 0.0, height)
-    return join([
-        beam((0.0, 0.0, 0.0), (0.0, 0.0, height), 0.14, DARK),
-        beam((0.0, 0.0, height), arm, 0.1, DARK),
-        box((1.2, 1.9), (-0.15, 0.15), (height - 0.12, height), (150, 230, 250), glow=0.7),
-    ])
+    return join(
+        [
+            beam((0.0, 0.0, 0.0), (0.0, 0.0, height), 0.14, DARK),
+            beam((0.0, 0.0, height), arm, 0.1, DARK),
+            box((1.2, 1.9), (-0.15, 0.15), (height - 0.12, height), (150, 230, 250), glow=0.7),
+        ]
+    )
 
 
-def build_background(rng: np.random.Generator, road: Road) -> list[Prop]:
-    """Line the road with buildings behind the pavement, trees on the verge and lamps at the kerb."""
+def build_background(rng: np.random.Generator, road: Road, keep_out: list[Polygon]) -> list[Prop]:
+    """Line the road with buildings behind the pavement, trees on the verge and lamps at the kerb.
+
+    Args:
+        rng: source of randomness.
+        road: the scene's road.
+        keep_out: outlines of standing objects, which nothing may touch.
+    """
     props: list[Prop] = []
     clear = road.surface.buffer(road.walk_width + 0.6)
-    taken: list[Polygon] = []
+    taken = [shape.buffer(0.6) for shape in keep_out]
     for side in (-1, 1):
         edge = road.right_edge if side < 0 else road.left_edge
         s = rng.uniform(0.0, 12.0)
         while s < road.centre.length:
-            l, w, h = rng.uniform(9.0, 24.0), rng.uniform(8.0, 14.0), rng.uniform(5.0, 17.0)  # noqa: E741
+            length, w, h = rng.uniform(9.0, 24.0), rng.uniform(8.0, 14.0), rng.uniform(5.0, 17.0)
             u = edge + side * (road.walk_width + rng.uniform(3.0, 11.0) + w / 2)
-            xy, yaw = road.centre.at(s + l / 2)
+            xy, yaw = road.centre.at(s + length / 2)
             x, y = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
-            corners = np.array([(l, w), (-l, w), (-l, -w), (l, -w)]) / 2
+            corners = np.array([(length, w), (-length, w), (-length, -w), (length, -w)]) / 2
             turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
             shape = Polygon(corners @ turn + [x, y])
-            if rng.random() < 0.75 and not shape.intersects(clear) and not any(shape.intersects(t) for t in taken):
+            if (
+                rng.random() < 0.75
+                and not shape.intersects(clear)
+                and not any(shape.intersects(t) for t in taken)
+            ):
                 taken.append(shape.buffer(0.5))
-                props.append(Prop(_building(rng, l, w, h), (float(x), float(y), float(yaw)), (l, w, h)))
-            s += l + rng.uniform(1.0, 10.0)
+                props.append(
+                    Prop(_building(rng, length, w, h), (float(x), float(y), float(yaw)), (length, w, h))
+                )
+            s += length + rng.uniform(1.0, 10.0)
         s = rng.uniform(0.0, 8.0)
         while s < road.centre.length:
             u = edge + side * (road.walk_width + rng.uniform(0.9, 2.6))
@@ -89,15 +110,22 @@ def build_background(rng: np.random.Generator, road: Road) -> list[Prop]:
             spot = Point(x, y)
             if not spot.within(clear) and not any(spot.buffer(1.0).intersects(t) for t in taken):
                 r, h = rng.uniform(1.0, 1.9), rng.uniform(4.0, 7.5)
-                props.append(Prop(_tree(rng, r, h), (float(x), float(y), float(rng.uniform(-3, 3))), (0.32, 0.32, h)))
+                props.append(
+                    Prop(_tree(rng, r, h), (float(x), float(y), float(rng.uniform(-3, 3))), (0.32, 0.32, h))
+                )
             s += rng.uniform(8.0, 24.0)
         s = rng.uniform(0.0, 20.0)
         while s < road.centre.length:
             u = edge + side * (road.walk_width + 0.25)
             xy, yaw = road.centre.at(s)
             x, y = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
-            if Point(x, y).distance(road.surface) > road.walk_width - 0.3:
+            spot = Point(x, y)
+            if spot.distance(road.surface) > road.walk_width - 0.3 and not any(
+                spot.intersects(t) for t in taken
+            ):
                 h = rng.uniform(6.0, 7.5)
-                props.append(Prop(_lamp(h), (float(x), float(y), float(yaw) - side * np.pi / 2), (0.15, 0.15, h)))
+                props.append(
+                    Prop(_lamp(h), (float(x), float(y), float(yaw) - side * np.pi / 2), (0.15, 0.15, h))
+                )
             s += rng.uniform(24.0, 32.0)
     return props

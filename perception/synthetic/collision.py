@@ -34,7 +34,9 @@ def rectangles_overlap(a: Array, b: Array) -> NDArray[np.bool_]:
             reach = np.zeros(dx.shape)
             for r in (a, b):
                 c, s = np.cos(r[..., 4]), np.sin(r[..., 4])
-                reach = reach + r[..., 2] / 2 * np.abs(c * ux + s * uy) + r[..., 3] / 2 * np.abs(c * uy - s * ux)
+                reach = (
+                    reach + r[..., 2] / 2 * np.abs(c * ux + s * uy) + r[..., 3] / 2 * np.abs(c * uy - s * ux)
+                )
             overlap &= np.abs(dx * ux + dy * uy) < reach
     return overlap
 
@@ -57,7 +59,9 @@ class Occupancy:
         """Whether an object would keep at least `gap` metres (along its own axes) from all others at all times."""
         tube = self._tube(trajectory, length + 2 * gap, width + 2 * gap, 0.0)
         both = self._active & trajectory.active[::STRIDE][None]
-        reach = 0.5 * (np.hypot(tube[:, 2], tube[:, 3])[None] + np.hypot(self._poses[..., 2], self._poses[..., 3]))
+        reach = 0.5 * (
+            np.hypot(tube[:, 2], tube[:, 3])[None] + np.hypot(self._poses[..., 2], self._poses[..., 3])
+        )
         distance = np.hypot(self._poses[..., 0] - tube[None, :, 0], self._poses[..., 1] - tube[None, :, 1])
         which, when = np.nonzero(both & (distance < reach))
         if not len(which):

@@ -7,10 +7,18 @@ from numpy.typing import NDArray
 
 from perception.synthetic._jit import kernel
 
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
 NUM_BEAMS = 32
-NUM_AZIMUTHS = 480  # 0.75 degrees apart: the real sensor has about 1084 columns; thinned to keep the world small
+NUM_AZIMUTHS = 1084  # 0.33 degrees apart, as the real sensor
+THINNING = (
+    4  # of the returns from ground and surroundings only every fourth column is kept, to keep the world small
+)
 MAX_RANGE = 80.0
-SHRINK = 0.03  # boxes are cast this much smaller on each side, so that their points lie clearly inside, metres
+SHRINK = (
+    0.03  # boxes are cast this much smaller on each side, so that their points lie clearly inside, metres
+)
 
 
 def ray_directions() -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -23,7 +31,7 @@ def ray_directions() -> tuple[NDArray[np.float64], NDArray[np.float32]]:
 
 
 @kernel
-def cast(origin, directions, boxes, max_range, distances, hits):  # type: ignore[no-untyped-def]
+def cast(origin: F64, directions: F64, boxes: F64, max_range: float, distances: F64, hits: I64) -> None:
     """Cast rays in the global frame.
 
     origin: (3,). directions: (R, 3) unit vectors. boxes: (B, 7) x, y, z of the middle, length, width, height, yaw.
@@ -67,14 +75,15 @@ def cast(origin, directions, boxes, max_range, distances, hits):  # type: ignore
 
 
 def scan(
-    rng: np.random.Generator, lidar2global: NDArray[np.float64], boxes: NDArray[np.float64]
+    rng: np.random.Generator, lidar2global: NDArray[np.float64], boxes: NDArray[np.float64], num_objects: int
 ) -> NDArray[np.float32]:
-    """Take one sweep.
+    """Take one sweep: all returns from objects, and every fourth column of those from anything else.
 
     Args:
         rng: source of the intensities.
         lidar2global: (4, 4).
         boxes: (B, 7) x, y, z of the middle, length, width, height, yaw; global frame, metres, radians.
+        num_objects: the first boxes are objects, the others surroundings.
 
     Returns:
         (P, 5) x, y, z (LiDAR frame, metres), intensity (0 to 255), ring (0 to 31).
@@ -86,9 +95,13 @@ def scan(
     hits = np.empty(len(directions), dtype=np.int64)
     world = np.ascontiguousarray(directions @ lidar2global[:3, :3].T)
     cast(np.ascontiguousarray(lidar2global[:3, 3]), world, shrunk, MAX_RANGE, distances, hits)
-    keep = distances > 0.0
+    column = np.arange(len(directions)) % NUM_AZIMUTHS
+    is_object = (hits >= 0) & (hits < num_objects)
+    keep = (distances > 0.0) & (is_object | (column % THINNING == 0))
     intensity = np.where(hits < 0, 12.0, 40.0) + rng.uniform(0.0, 20.0, len(hits))
-    points = np.concatenate([directions * distances[:, None], np.floor(intensity)[:, None], rings[:, None]], axis=1)
+    points = np.concatenate(
+        [directions * distances[:, None], np.floor(intensity)[:, None], rings[:, None]], axis=1
+    )
     return np.ascontiguousarray(points[keep], dtype=np.float32)
 
 
@@ -101,6 +114,10 @@ def count_points(
     for k, (x, y, z, length, width, height, yaw) in enumerate(boxes):
         dx, dy = xyz[:, 0] - x, xyz[:, 1] - y
         along, across = np.cos(yaw) * dx + np.sin(yaw) * dy, -np.sin(yaw) * dx + np.cos(yaw) * dy
-        inside = (np.abs(along) <= length / 2) & (np.abs(across) <= width / 2) & (np.abs(xyz[:, 2] - z) <= height / 2)
+        inside = (
+            (np.abs(along) <= length / 2)
+            & (np.abs(across) <= width / 2)
+            & (np.abs(xyz[:, 2] - z) <= height / 2)
+        )
         counts[k] = int(inside.sum())
     return counts

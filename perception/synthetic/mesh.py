@@ -13,10 +13,23 @@ from numpy.typing import NDArray
 
 Colour = tuple[float, float, float]
 
-_BOX_FACES = np.array([
-    [0, 1, 2], [0, 2, 3], [4, 6, 5], [4, 7, 6], [0, 4, 5], [0, 5, 1],
-    [1, 5, 6], [1, 6, 2], [2, 6, 7], [2, 7, 3], [3, 7, 4], [3, 4, 0],
-], dtype=np.int32)
+_BOX_FACES = np.array(
+    [
+        [0, 1, 2],
+        [0, 2, 3],
+        [4, 6, 5],
+        [4, 7, 6],
+        [0, 4, 5],
+        [0, 5, 1],
+        [1, 5, 6],
+        [1, 6, 2],
+        [2, 6, 7],
+        [2, 7, 3],
+        [3, 7, 4],
+        [3, 4, 0],
+    ],
+    dtype=np.int32,
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,17 @@ class Mesh:
         return float(np.linalg.norm(self.vertices, axis=1).max())
 
 
-def _mesh(vertices: NDArray | Sequence, triangles: NDArray | Sequence, colour: Colour, glow: float = 0.0) -> Mesh:
+def _mesh(
+    vertices: NDArray | Sequence, triangles: NDArray | Sequence, colour: Colour, glow: float = 0.0
+) -> Mesh:
     triangles = np.asarray(triangles, dtype=np.int32)
     n = len(triangles)
-    return Mesh(np.asarray(vertices, dtype=np.float64), triangles,
-                np.tile(np.asarray(colour, dtype=np.float32), (n, 1)), np.full(n, glow, dtype=np.float32))
+    return Mesh(
+        np.asarray(vertices, dtype=np.float64),
+        triangles,
+        np.tile(np.asarray(colour, dtype=np.float32), (n, 1)),
+        np.full(n, glow, dtype=np.float32),
+    )
 
 
 def join(parts: Sequence[Mesh]) -> Mesh:
@@ -60,19 +79,38 @@ def join(parts: Sequence[Mesh]) -> Mesh:
 
 
 def box(
-    x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], colour: Colour, *,
-    rear: float = 0.0, front: float = 0.0, sides: float = 0.0, glow: float = 0.0,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    z: tuple[float, float],
+    colour: Colour,
+    *,
+    rear: float = 0.0,
+    front: float = 0.0,
+    sides: float = 0.0,
+    glow: float = 0.0,
 ) -> Mesh:
     """A box whose top is drawn in by `rear`, `front` and `sides` metres."""
     (x0, x1), (y0, y1), (z0, z1) = x, y, z
     bottom = [(x0, y0, z0), (x1, y0, z0), (x1, y1, z0), (x0, y1, z0)]
-    top = [(x0 + rear, y0 + sides, z1), (x1 - front, y0 + sides, z1),
-           (x1 - front, y1 - sides, z1), (x0 + rear, y1 - sides, z1)]
+    top = [
+        (x0 + rear, y0 + sides, z1),
+        (x1 - front, y0 + sides, z1),
+        (x1 - front, y1 - sides, z1),
+        (x0 + rear, y1 - sides, z1),
+    ]
     return _mesh(bottom + top, _BOX_FACES, colour, glow)
 
 
-def cylinder(centre: tuple[float, float, float], radius: float, half: float, colour: Colour, *,
-             axis: int = 1, sides: int = 8, top: float = 1.0) -> Mesh:
+def cylinder(
+    centre: tuple[float, float, float],
+    radius: float,
+    half: float,
+    colour: Colour,
+    *,
+    axis: int = 1,
+    sides: int = 8,
+    top: float = 1.0,
+) -> Mesh:
     """A cylinder along `axis` (1 = y, 2 = z), `half` metres either way; the upper end's radius is `top` times."""
     angle = np.arange(sides) * (2 * np.pi / sides) + np.pi / sides
     ring = np.stack([np.cos(angle), np.sin(angle)], -1) * radius
@@ -91,7 +129,9 @@ def cylinder(centre: tuple[float, float, float], radius: float, half: float, col
     return _mesh(vertices + np.asarray(centre), faces, colour)
 
 
-def beam(start: tuple[float, float, float], end: tuple[float, float, float], thickness: float, colour: Colour) -> Mesh:
+def beam(
+    start: tuple[float, float, float], end: tuple[float, float, float], thickness: float, colour: Colour
+) -> Mesh:
     """A square bar between two points."""
     a, b = np.asarray(start), np.asarray(end)
     d = (b - a) / max(float(np.linalg.norm(b - a)), 1e-9)
@@ -103,21 +143,29 @@ def beam(start: tuple[float, float, float], end: tuple[float, float, float], thi
     return _mesh(np.concatenate([a + ring, b + ring]), _BOX_FACES, colour)
 
 
-def panel(x: float, y: tuple[float, float], z: tuple[float, float], colour: Colour, *, glow: float = 0.0) -> Mesh:
+def panel(
+    x: float, y: tuple[float, float], z: tuple[float, float], colour: Colour, *, glow: float = 0.0
+) -> Mesh:
     """An upright rectangle across the object at `x`."""
     (y0, y1), (z0, z1) = y, z
     return _mesh([(x, y0, z0), (x, y1, z0), (x, y1, z1), (x, y0, z1)], [(0, 1, 2), (0, 2, 3)], colour, glow)
 
 
-def side_panels(x: tuple[float, float], y: float, z: tuple[float, float], colour: Colour, *, glow: float = 0.0) -> Mesh:
+def side_panels(
+    x: tuple[float, float], y: float, z: tuple[float, float], colour: Colour, *, glow: float = 0.0
+) -> Mesh:
     """Two upright rectangles along the object at +y and -y."""
     (x0, x1), (z0, z1) = x, z
-    parts = [_mesh([(x0, s, z0), (x1, s, z0), (x1, s, z1), (x0, s, z1)], [(0, 1, 2), (0, 2, 3)], colour, glow)
-             for s in (y, -y)]
+    parts = [
+        _mesh([(x0, s, z0), (x1, s, z0), (x1, s, z1), (x0, s, z1)], [(0, 1, 2), (0, 2, 3)], colour, glow)
+        for s in (y, -y)
+    ]
     return join(parts)
 
 
 def ground_shadow(length: float, width: float, lift: float) -> Mesh:
     """A rectangle on the ground, `lift` metres below the object's origin, slightly larger than the object."""
     x, y = length / 2 + 0.12, width / 2 + 0.12
-    return _mesh([(-x, -y, -lift), (x, -y, -lift), (x, y, -lift), (-x, y, -lift)], [(0, 1, 2), (0, 2, 3)], (0, 0, 0))
+    return _mesh(
+        [(-x, -y, -lift), (x, -y, -lift), (x, y, -lift), (-x, y, -lift)], [(0, 1, 2), (0, 2, 3)], (0, 0, 0)
+    )

@@ -13,7 +13,9 @@ from perception.synthetic.road import END_MARGIN, START_MARGIN, Road
 Array = NDArray[np.float64]
 
 TICK = 0.05  # seconds between the stored poses of a trajectory
-LEAD_IN = 0.3  # trajectories begin this long before the first sample and end this long after the last, seconds
+LEAD_IN = (
+    0.3  # trajectories begin this long before the first sample and end this long after the last, seconds
+)
 
 
 def time_grid(duration: float) -> Array:
@@ -39,13 +41,20 @@ class Trajectory:
 
     def at(self, t: float) -> tuple[float, float, float]:
         """Return (x, y, yaw) at time `t`, interpolated."""
-        x = np.interp(t, self.times, self.xy[:, 0])
-        y = np.interp(t, self.times, self.xy[:, 1])
-        return float(x), float(y), float(np.interp(t, self.times, self.yaw))
+        f = min(max((t - float(self.times[0])) / TICK, 0.0), len(self.times) - 1.000001)
+        i = int(f)
+        f -= i
+        a, b = self.xy[i], self.xy[i + 1]
+        yaw = self.yaw[i]
+        return (
+            float(a[0] + f * (b[0] - a[0])),
+            float(a[1] + f * (b[1] - a[1])),
+            float(yaw + f * (self.yaw[i + 1] - yaw)),
+        )
 
     def is_active(self, t: float) -> bool:
         """Whether the object is in the scene at time `t`."""
-        return bool(self.active[int(np.clip(round((t - self.times[0]) / TICK), 0, len(self.times) - 1))])
+        return bool(self.active[min(max(round((t - float(self.times[0])) / TICK), 0), len(self.times) - 1)])
 
     def speed(self, t: float) -> float:
         """Return the speed at time `t`, m/s."""
@@ -74,7 +83,9 @@ def travelled(times: Array, speed: Array) -> Array:
 def draw_ego_speed(rng: np.random.Generator, times: Array) -> Array:
     """Draw the ego vehicle's speed (n,) m/s: 3.5 to 7.5 m/s with slow changes; two scenes in five have a stop."""
     base = rng.uniform(3.5, 7.5)
-    speed = base * (1.0 + 0.15 * np.sin(2 * np.pi * times / rng.uniform(8.0, 16.0) + rng.uniform(0, 2 * np.pi)))
+    speed = base * (
+        1.0 + 0.15 * np.sin(2 * np.pi * times / rng.uniform(8.0, 16.0) + rng.uniform(0, 2 * np.pi))
+    )
     if rng.random() < 0.4:
         middle, half, ramp = rng.uniform(0.25, 0.7) * times[-1], rng.uniform(1.0, 2.2), 2.5
         speed = speed * np.clip((np.abs(times - middle) - half) / ramp, 0.0, 1.0)
@@ -93,8 +104,11 @@ def drive_ego(rng: np.random.Generator, road: Road, times: Array, speed: Array) 
         x = np.clip((centre.s - change) / 28.0 + 0.5, 0.0, 1.0)
         u = u + (other - u) * (3 * x**2 - 2 * x**3)
     wave = rng.uniform(28.0, 60.0)
-    u = u + rng.uniform(-0.25, 0.25) + rng.uniform(0.15, 0.4) * np.sin(
-        2 * np.pi * centre.s / wave + rng.uniform(0, 2 * np.pi))
+    u = (
+        u
+        + rng.uniform(-0.25, 0.25)
+        + rng.uniform(0.15, 0.4) * np.sin(2 * np.pi * centre.s / wave + rng.uniform(0, 2 * np.pi))
+    )
     lane_path = centre.offset(u)
     start = float(np.interp(START_MARGIN, centre.s, lane_path.s))
     return along(times, lane_path, start + travelled(times, speed))

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 # The two splits interleaved, so that any first n >= 2 scenes hold both. The second and seventh are mini_val.
 SCENE_NAMES: tuple[str, ...] = (
-    "scene-0061", "scene-0103", "scene-0553", "scene-0655", "scene-0757",
-    "scene-0796", "scene-0916", "scene-1077", "scene-1094", "scene-1100",
+    "scene-0061",
+    "scene-0103",
+    "scene-0553",
+    "scene-0655",
+    "scene-0757",
+    "scene-0796",
+    "scene-0916",
+    "scene-1077",
+    "scene-1094",
+    "scene-1100",
 )
 VAL_SCENES: tuple[str, ...] = ("scene-0103", "scene-0916")
 
@@ -18,18 +26,40 @@ LOCATIONS: dict[str, str] = {
 }
 
 CATEGORIES: tuple[str, ...] = (
-    "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.wheelchair",
-    "human.pedestrian.stroller", "human.pedestrian.personal_mobility", "human.pedestrian.police_officer",
-    "human.pedestrian.construction_worker", "animal", "vehicle.car", "vehicle.motorcycle", "vehicle.bicycle",
-    "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.truck", "vehicle.construction",
-    "vehicle.emergency.ambulance", "vehicle.emergency.police", "vehicle.trailer", "movable_object.barrier",
-    "movable_object.trafficcone", "movable_object.pushable_pullable", "movable_object.debris",
+    "human.pedestrian.adult",
+    "human.pedestrian.child",
+    "human.pedestrian.wheelchair",
+    "human.pedestrian.stroller",
+    "human.pedestrian.personal_mobility",
+    "human.pedestrian.police_officer",
+    "human.pedestrian.construction_worker",
+    "animal",
+    "vehicle.car",
+    "vehicle.motorcycle",
+    "vehicle.bicycle",
+    "vehicle.bus.bendy",
+    "vehicle.bus.rigid",
+    "vehicle.truck",
+    "vehicle.construction",
+    "vehicle.emergency.ambulance",
+    "vehicle.emergency.police",
+    "vehicle.trailer",
+    "movable_object.barrier",
+    "movable_object.trafficcone",
+    "movable_object.pushable_pullable",
+    "movable_object.debris",
     "static_object.bicycle_rack",
 )
 
 ATTRIBUTES: tuple[str, ...] = (
-    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
-    "pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving",
+    "vehicle.moving",
+    "vehicle.stopped",
+    "vehicle.parked",
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "pedestrian.moving",
 )
 
 VISIBILITY: dict[str, tuple[str, str]] = {
@@ -40,8 +70,16 @@ VISIBILITY: dict[str, tuple[str, str]] = {
 }
 
 DETECTION_CLASSES: tuple[str, ...] = (
-    "car", "truck", "construction_vehicle", "bus", "trailer",
-    "barrier", "motorcycle", "bicycle", "pedestrian", "traffic_cone",
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
 )
 
 # Mean (width, length, height) in metres of each class in the real training set, and the relative spread used here.

@@ -36,8 +36,9 @@ def _read_marker(out: Path) -> dict[str, Any] | None:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise DataError(f"not a readable marker of a synthetic world ({error}); remove the folder by hand",
-                        path=path) from error
+        raise DataError(
+            f"not a readable marker of a synthetic world ({error}); remove the folder by hand", path=path
+        ) from error
     if not isinstance(content, dict):
         raise DataError("not a marker of a synthetic world; remove the folder by hand", path=path)
     return content
@@ -63,15 +64,24 @@ def claim(out: Path, parameters: dict[str, Any], *, overwrite: bool, need: int) 
     if out.is_dir() and any(out.iterdir()):
         found = _read_marker(out)
         if found is None:
-            raise DataError("the output folder is not empty and holds no synthetic world, so it is left alone; choose "
-                            "another --out", path=out)
+            raise DataError(
+                "the output folder is not empty and holds no synthetic world, so it is left alone; choose "
+                "another --out",
+                path=out,
+            )
         if found == parameters:
             return None
         if not overwrite:
-            differences = ", ".join(f"{k}: {found.get(k)!r} there, {v!r} asked for"
-                                    for k, v in parameters.items() if found.get(k) != v)
-            raise DataError(f"the output folder holds another synthetic world ({differences}); choose another --out, "
-                            "or overwrite it (overwrite=True)", path=out)
+            differences = ", ".join(
+                f"{k}: {found.get(k)!r} there, {v!r} asked for"
+                for k, v in parameters.items()
+                if found.get(k) != v
+            )
+            raise DataError(
+                f"the output folder holds another synthetic world ({differences}); choose another --out, "
+                "or overwrite it (overwrite=True)",
+                path=out,
+            )
     partial = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +91,11 @@ def claim(out: Path, parameters: dict[str, Any], *, overwrite: bool, need: int) 
         raise DataError(f"cannot make a folder to write in: {error}", path=partial) from error
     if free < need:
         release(partial)
-        raise DataError(f"the disk has {free / 1e6:.0f} MB left, the world takes up to {need / 1e6:.0f} MB; free some "
-                        "space or write to another disk (--out)", path=out)
+        raise DataError(
+            f"the disk has {free / 1e6:.0f} MB left, the world takes up to {need / 1e6:.0f} MB; free some "
+            "space or write to another disk (--out)",
+            path=out,
+        )
     return partial
 
 
@@ -91,8 +104,12 @@ def _take(partial: Path) -> None:
         owner = partial / _OWNER
         text = owner.read_text(encoding="utf-8").strip() if owner.is_file() else ""
         if text.isdigit() and int(text) != os.getpid() and _is_alive(int(text)):
-            raise DataError(f"another run (process {text}) is writing this world; wait for it or stop it", path=partial)
-        get_logger(__name__).warning("an earlier run was interrupted; its unfinished files in %s are made anew", partial)
+            raise DataError(
+                f"another run (process {text}) is writing this world; wait for it or stop it", path=partial
+            )
+        get_logger(__name__).warning(
+            "an earlier run was interrupted; its unfinished files in %s are made anew", partial
+        )
         shutil.rmtree(partial)
     partial.mkdir()
     (partial / _OWNER).write_text(f"{os.getpid()}\n", encoding="utf-8")

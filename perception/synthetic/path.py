@@ -50,7 +50,9 @@ class Path:
     def offset(self, u: Array | float) -> Path:
         """Return the path shifted `u` metres to the left (a number or one per point)."""
         normal = np.stack([-np.sin(self.yaw), np.cos(self.yaw)], axis=-1)
-        return Path.from_points(self.xy + np.broadcast_to(np.asarray(u, dtype=np.float64), self.s.shape)[:, None] * normal)
+        return Path.from_points(
+            self.xy + np.broadcast_to(np.asarray(u, dtype=np.float64), self.s.shape)[:, None] * normal
+        )
 
     def reversed(self) -> Path:
         """Return the path run in the other direction."""
@@ -97,5 +99,7 @@ def random_centreline(rng: np.random.Generator, *, length: float, bend: float, s
     curvature = np.convolve(padded, window / window.sum(), mode="valid")
     yaw = rng.uniform(-np.pi, np.pi) + np.cumsum(curvature) * step
     mid = yaw[:-1] + 0.5 * np.diff(yaw)
-    xy = np.concatenate([np.zeros((1, 2)), np.cumsum(np.stack([np.cos(mid), np.sin(mid)], -1) * step, axis=0)])
+    xy = np.concatenate(
+        [np.zeros((1, 2)), np.cumsum(np.stack([np.cos(mid), np.sin(mid)], -1) * step, axis=0)]
+    )
     return Path.from_points(xy)

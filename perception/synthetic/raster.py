@@ -11,16 +11,26 @@ from numpy.typing import NDArray
 
 from perception.synthetic._jit import kernel
 
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
 NEAR = 0.25  # metres; triangles are clipped there
 MAX_GROUND = 400.0  # metres; the ground beyond is drawn as haze
 
 
 @kernel
-def fill_triangle(p, rgb, oid, inverse, colour, ids, stamp, totals):  # type: ignore[no-untyped-def]
+def fill_triangle(
+    p: F64, rgb: F64, oid: int, inverse: F32, colour: F32, ids: I32, stamp: I32, totals: I64
+) -> None:
     """Draw one triangle.
 
-    p: (3, 3) rows of (u, v, 1 / depth). rgb: (3,). oid: 0 for background, -1 for a shadow (it only marks `stamp`'s
-    companion plane by writing -1 into `ids` where nothing is drawn), otherwise the object's number.
+    p: (3, 3) rows of (u, v, 1 / depth). rgb: (3,) BGR. oid: 0 for background, -1 for a ground shadow (which only writes
+    -1 into `ids` where nothing is drawn), otherwise the object's number. inverse, ids, stamp: (H, W). colour: (H, W, 3).
+    totals: pixels covered by each object, hidden or not; `stamp` remembers the last object counted at each pixel, so
+    the triangles of one object must come one after another.
     """
     height, width = inverse.shape
     area = (p[1, 0] - p[0, 0]) * (p[2, 1] - p[0, 1]) - (p[2, 0] - p[0, 0]) * (p[1, 1] - p[0, 1])
@@ -70,7 +80,9 @@ def fill_triangle(p, rgb, oid, inverse, colour, ids, stamp, totals):  # type: ig
 
 
 @kernel
-def clip_and_fill(cam, intrinsic, rgb, oid, inverse, colour, ids, stamp, totals):  # type: ignore[no-untyped-def]
+def clip_and_fill(
+    cam: F64, intrinsic: F64, rgb: F64, oid: int, inverse: F32, colour: F32, ids: I32, stamp: I32, totals: I64
+) -> None:
     """Clip one triangle at the near plane, project it and draw the one or two that remain. cam: (3, 3) camera frame."""
     poly = np.empty((4, 3))
     n = 0
@@ -100,10 +112,30 @@ def clip_and_fill(cam, intrinsic, rgb, oid, inverse, colour, ids, stamp, totals)
 
 
 @kernel
-def draw_objects(  # type: ignore[no-untyped-def]
-    vertices, vertex_start, triangles, triangle_start, colours, glow, shadow_start, poses, radii, ids_of, order,
-    rotation, position, intrinsic, sun, ambient, diffuse, inverse, colour, ids, stamp, totals,
-):
+def draw_objects(
+    vertices: F64,
+    vertex_start: I64,
+    triangles: I32,
+    triangle_start: I64,
+    colours: F32,
+    glow: F32,
+    shadow_start: I64,
+    poses: F64,
+    radii: F64,
+    ids_of: I32,
+    order: I64,
+    rotation: F64,
+    position: F64,
+    intrinsic: F64,
+    sun: F32,
+    ambient: F32,
+    diffuse: F32,
+    inverse: F32,
+    colour: F32,
+    ids: I32,
+    stamp: I32,
+    totals: I64,
+) -> None:
     """Draw objects.
 
     vertices: (V, 3) object frame. vertex_start, triangle_start: (O + 1,) first index of each object. triangles: (T, 3)
@@ -139,9 +171,11 @@ def draw_objects(  # type: ignore[no-untyped-def]
                 for c in range(3):
                     world[k, c] = placed[triangles[t, k] - v0, c]
                 for c in range(3):
-                    cam[k, c] = (rotation[c, 0] * (world[k, 0] - position[0])
-                                 + rotation[c, 1] * (world[k, 1] - position[1])
-                                 + rotation[c, 2] * (world[k, 2] - position[2]))
+                    cam[k, c] = (
+                        rotation[c, 0] * (world[k, 0] - position[0])
+                        + rotation[c, 1] * (world[k, 1] - position[1])
+                        + rotation[c, 2] * (world[k, 2] - position[2])
+                    )
                 ahead = ahead or cam[k, 2] > NEAR
             if not ahead:
                 continue
@@ -153,8 +187,11 @@ def draw_objects(  # type: ignore[no-untyped-def]
             ny = e1[2] * e2[0] - e1[0] * e2[2]
             nz = e1[0] * e2[1] - e1[1] * e2[0]
             norm = np.sqrt(nx * nx + ny * ny + nz * nz) + 1e-12
-            to_camera = (nx * (position[0] - world[0, 0]) + ny * (position[1] - world[0, 1])
-                         + nz * (position[2] - world[0, 2]))
+            to_camera = (
+                nx * (position[0] - world[0, 0])
+                + ny * (position[1] - world[0, 1])
+                + nz * (position[2] - world[0, 2])
+            )
             sign = 1.0 if to_camera > 0 else -1.0  # every face is seen from outside
             lambert = max(0.0, sign * (nx * sun[0] + ny * sun[1] + nz * sun[2]) / norm)
             hemisphere = 0.9 + 0.1 * sign * nz / norm
@@ -165,33 +202,38 @@ def draw_objects(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sample_ground(texels, offset, rows, cols, gx, gy, out):  # type: ignore[no-untyped-def]
-    """Add the bilinear sample at texel coordinates (gx, gy) of one level to `out`; False if outside."""
-    i, j = int(np.floor(gx)), int(np.floor(gy))
-    if i < 0 or j < 0 or i >= cols - 1 or j >= rows - 1:
-        return False
-    fx, fy = gx - i, gy - j
-    base = (offset + j * cols + i) * 3
-    below = base + cols * 3
-    for c in range(3):
-        top = texels[base + c] * (1.0 - fx) + texels[base + 3 + c] * fx
-        bottom = texels[below + c] * (1.0 - fx) + texels[below + 3 + c] * fx
-        out[c] += top * (1.0 - fy) + bottom * fy
-    return True
-
-
-@kernel
-def shade(  # type: ignore[no-untyped-def]
-    texels, offsets, shapes, origin, cell, base, camera2world, position, intrinsic, ambient, diffuse, sun,
-    sky_low, sky_high, haze_distance, shadow, noise, seed, inverse, colour, ids, image,
-):
+def shade(
+    texels: U8,
+    offsets: I64,
+    shapes: I64,
+    origin: F64,
+    cell: float,
+    base: F32,
+    camera2world: F64,
+    position: F64,
+    intrinsic: F64,
+    ambient: F32,
+    diffuse: F32,
+    sun: F32,
+    sky_low: F32,
+    sky_high: F32,
+    haze_distance: float,
+    shadow: float,
+    noise: float,
+    seed: int,
+    inverse: F32,
+    colour: F32,
+    ids: I32,
+    image: U8,
+) -> None:
     """Fill the empty pixels with ground and sky, add haze and noise, and write the 8-bit picture.
 
     The ground is sampled along the direction of view: the mip level follows the narrow side of a pixel's footprint, up
-    to eight samples its long side, so that lines stay sharp across and do not flicker along the view.
+    to six samples its long side, so that lines stay sharp across and do not flicker along the view.
     """
     height, width = inverse.shape
     levels = offsets.shape[0]
+    clear_of = np.exp(-np.arange(0.0, MAX_GROUND + 2.0) / haze_distance)  # per metre; linear in between
     acc = np.empty(3)
     rgb = np.empty(3)
     state = np.uint64(seed) * np.uint64(2862933555777941757) + np.uint64(3037000493)
@@ -214,45 +256,64 @@ def shade(  # type: ignore[no-untyped-def]
                 flat = np.sqrt(dx * dx + dy * dy)
                 narrow = depth / intrinsic[0]
                 long = narrow * stretch / -dz
-                target = max(narrow, long * 0.125)
+                target = max(narrow, long * 0.11)
                 level = 0
                 size = cell
                 while level < levels - 1 and size * 1.41 < target:
                     level += 1
                     size *= 2.0
-                num = int(min(8.0, max(1.0, np.ceil(long / size))))
+                num = int(min(6.0, max(1.0, np.ceil(long / (1.5 * size)))))
                 acc[0] = acc[1] = acc[2] = 0.0
+                # texel coordinates of the first sample and the step to the next
+                per_texel = 1.0 / size
+                pace = long * per_texel / (num * max(flat, 1e-6))
+                gx = (position[0] + depth * dx - origin[0]) * per_texel - 0.5 - 0.5 * (num - 1) * pace * dx
+                gy = (position[1] + depth * dy - origin[1]) * per_texel - 0.5 - 0.5 * (num - 1) * pace * dy
+                last_col, last_row = shapes[level, 1] - 1, shapes[level, 0] - 1
+                stride = shapes[level, 1] * 3
                 found = 0
-                for k in range(num):
-                    along = ((k + 0.5) / num - 0.5) * long / max(flat, 1e-6)
-                    gx = (position[0] + depth * dx + along * dx - origin[0]) / size - 0.5
-                    gy = (position[1] + depth * dy + along * dy - origin[1]) / size - 0.5
-                    if sample_ground(texels, offsets[level], shapes[level, 0], shapes[level, 1], gx, gy, acc):
+                for _ in range(num):
+                    if gx >= 0.0 and gy >= 0.0 and gx < last_col and gy < last_row:
+                        col, row = int(gx), int(gy)
+                        fx, fy = gx - col, gy - row
+                        w00, w10 = (1.0 - fx) * (1.0 - fy), fx * (1.0 - fy)
+                        w01, w11 = (1.0 - fx) * fy, fx * fy
+                        at = offsets[level] * 3 + row * stride + col * 3
+                        for c in range(3):
+                            acc[c] += (
+                                w00 * texels[at + c]
+                                + w10 * texels[at + 3 + c]
+                                + w01 * texels[at + stride + c]
+                                + w11 * texels[at + stride + 3 + c]
+                            )
                         found += 1
+                    gx += pace * dx
+                    gy += pace * dy
                 dark = shadow if ids[j, i] == -1 else 1.0
                 for c in range(3):
                     value = (acc[c] + (num - found) * base[c]) / num
                     rgb[c] = value * dark * (ambient[c] + diffuse[c] * max(0.0, sun[2]))
             if distance >= 0.0:
-                clear = np.exp(-distance / haze_distance)
+                whole = int(min(distance, MAX_GROUND))
+                clear = clear_of[whole] + (clear_of[whole + 1] - clear_of[whole]) * min(distance - whole, 1.0)
                 for c in range(3):
                     rgb[c] = rgb[c] * clear + sky_low[c] * (1.0 - clear)
             else:
                 up = min(1.0, max(0.0, dz / stretch * 2.0))
                 for c in range(3):
                     rgb[c] = sky_low[c] + (sky_high[c] - sky_low[c]) * up
-            # four sums of two uniform numbers: triangular noise from a 64-bit linear congruential generator
+            # a sum of two uniform numbers: triangular noise from a 64-bit linear congruential generator
             state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
             bits = state >> np.uint64(16)
             for c in range(3):
-                n = float((bits >> np.uint64(16 * c)) & np.uint64(255)) + float(
-                    (bits >> np.uint64(16 * c + 8)) & np.uint64(255))
-                value = rgb[c] + noise * (n - 255.0) / 104.5
+                n = np.int64(bits & np.uint64(255)) + np.int64((bits >> np.uint64(8)) & np.uint64(255))
+                bits >>= np.uint64(16)
+                value = rgb[c] + noise * (n - 255) * (1.0 / 104.5)
                 image[j, i, c] = np.uint8(min(255.0, max(0.0, value + 0.5)))
 
 
 @kernel
-def count_ids(ids, counts):  # type: ignore[no-untyped-def]
+def count_ids(ids: I32, counts: I64) -> None:
     """Add the number of pixels of each positive id to `counts`."""
     for j in range(ids.shape[0]):
         for i in range(ids.shape[1]):

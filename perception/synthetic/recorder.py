@@ -24,7 +24,10 @@ CAMERA_JITTER = 1500  # microseconds either way
 
 @dataclass(frozen=True)
 class Annotation:
-    """One box at one sample; position of its middle relative to the scene's square, metres."""
+    """One box at one sample; position of its middle relative to the scene's square, metres.
+
+    `is_seen`: a camera shows at least one pixel of it or the LiDAR has at least one point on it.
+    """
 
     actor: int
     position: tuple[float, float, float]
@@ -32,6 +35,7 @@ class Annotation:
     num_lidar_pts: int
     visibility: str
     attribute: str
+    is_seen: bool
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def _boxes(scene: Scene, t: float) -> tuple[NDArray[np.float64], list[int]]:
     for k, actor in enumerate(scene.actors):
         if actor.trajectory.is_active(t):
             x, y, yaw = actor.trajectory.at(t)
-            w, l, h = actor.size
-            rows.append((x, y, LIFT + h / 2, l, w, h, yaw))
+            w, length, h = actor.size
+            rows.append((x, y, LIFT + h / 2, length, w, h, yaw))
             which.append(k)
     return np.array(rows).reshape(-1, 7), which
 
@@ -94,7 +98,7 @@ def record_sample(scene: Scene, index: int, root: Path) -> Sample:
     obstacles = np.concatenate([boxes, np.array(solid).reshape(-1, 7)])
     near = np.hypot(obstacles[:, 0] - pose[0], obstacles[:, 1] - pose[1]) < 100.0
     lidar2global = ego2global(*pose) @ lidar2ego()
-    points = scan(rng, lidar2global, obstacles[near])
+    points = scan(rng, lidar2global, obstacles[near], int(near[: len(boxes)].sum()))
     counts = count_points(points, lidar2global, boxes)
     filename = f"samples/LIDAR_TOP/{log_name(spec)}__LIDAR_TOP__{stamp}.pcd.bin"
     _write(root / filename, points.tobytes())
@@ -119,7 +123,15 @@ def record_sample(scene: Scene, index: int, root: Path) -> Sample:
     for row, k, count in zip(boxes, which, counts, strict=True):
         if np.hypot(row[0] - pose[0], row[1] - pose[1]) > ANNOTATION_RANGE:
             continue
-        annotations.append(Annotation(
-            k, (float(row[0]), float(row[1]), float(row[2])), float(row[6]), int(count),
-            visibility_token(int(visible[k + 1]), int(total[k + 1])), scene.actors[k].attribute(t)))
+        annotations.append(
+            Annotation(
+                k,
+                (float(row[0]), float(row[1]), float(row[2])),
+                float(row[6]),
+                int(count),
+                visibility_token(int(visible[k + 1]), int(total[k + 1])),
+                scene.actors[k].attribute(t),
+                bool(count > 0 or visible[k + 1] > 0),
+            )
+        )
     return Sample(index, stamp, records, annotations)

@@ -26,14 +26,14 @@ class Picture:
         ids: (H, W) int32: number of the actor seen (its index + 1), 0 for background, -1 for a shadow.
         visible: (A + 1,) pixels seen of each actor, by number.
         total: (A + 1,) pixels that each actor would fill if nothing stood before it.
-        depth: (H, W) float32 metres along the camera's axis, inf where no object is.
+        inverse_depth: (H, W) float32, 1 / metres along the camera's axis, 0 where no object is.
     """
 
     image: NDArray[np.uint8]
     ids: NDArray[np.int32]
     visible: NDArray[np.int64]
     total: NDArray[np.int64]
-    depth: NDArray[np.float32]
+    inverse_depth: NDArray[np.float32]
 
 
 def render(scene: Scene, camera: Camera, t: float, *, noise_seed: int = 0) -> Picture:
@@ -64,17 +64,53 @@ def render(scene: Scene, camera: Camera, t: float, *, noise_seed: int = 0) -> Pi
     visible = np.zeros(num_actors + 1, dtype=np.int64)
     draw, light, ground = scene.draw_list, scene.lighting, scene.ground
     raster.draw_objects(
-        draw.vertices, draw.vertex_start, draw.triangles, draw.triangle_start, draw.colours, draw.glow,
-        draw.shadow_start, poses, draw.radii, draw.ids, order, np.ascontiguousarray(rotation.T), position, intrinsic,
-        light.sun, light.ambient, light.diffuse, inverse, colour, ids, stamp, totals,
+        draw.vertices,
+        draw.vertex_start,
+        draw.triangles,
+        draw.triangle_start,
+        draw.colours,
+        draw.glow,
+        draw.shadow_start,
+        poses,
+        draw.radii,
+        draw.ids,
+        order,
+        np.ascontiguousarray(rotation.T),
+        position,
+        intrinsic,
+        light.sun,
+        light.ambient,
+        light.diffuse,
+        inverse,
+        colour,
+        ids,
+        stamp,
+        totals,
     )
     raster.count_ids(ids, visible)
     image = np.empty((IMAGE_HEIGHT, IMAGE_WIDTH, 3), dtype=np.uint8)
     raster.shade(
-        ground.texels, ground.offsets, ground.shapes, np.array(ground.origin), CELL, ground.base, rotation, position,
-        intrinsic, light.ambient, light.diffuse, light.sun, light.sky_low, light.sky_high, light.haze_distance,
-        light.shadow, light.noise, noise_seed & 0x7FFFFFFF, inverse, colour, ids, image,
+        ground.texels,
+        ground.offsets,
+        ground.shapes,
+        np.array(ground.origin),
+        CELL,
+        ground.base,
+        rotation,
+        position,
+        intrinsic,
+        light.ambient,
+        light.diffuse,
+        light.sun,
+        light.sky_low,
+        light.sky_high,
+        light.haze_distance,
+        light.shadow,
+        light.noise,
+        noise_seed & 0x7FFFFFFF,
+        inverse,
+        colour,
+        ids,
+        image,
     )
-    with np.errstate(divide="ignore"):
-        depth = np.where(inverse > 0, 1.0 / inverse, np.inf).astype(np.float32)
-    return Picture(image, ids, visible, totals, depth)
+    return Picture(image, ids, visible, totals, inverse)

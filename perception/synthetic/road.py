@@ -78,12 +78,12 @@ class Road:
 
     @property
     def right_edge(self) -> float:
-        """u of the right kerb (negative)."""
+        """Offset u of the right kerb (negative)."""
         return -(self.lanes[0] * self.lane_width + self.strips[0])
 
     @property
     def left_edge(self) -> float:
-        """u of the left kerb (positive)."""
+        """Offset u of the left kerb (positive)."""
         return self.lanes[1] * self.lane_width + self.strips[1]
 
     def is_blocked(self, s0: float, s1: float) -> bool:
@@ -163,8 +163,10 @@ def build_road(rng: np.random.Generator, *, travel: float, lanes: tuple[int, int
     junction_s: list[tuple[float, float]] = []
     s = START_MARGIN + rng.uniform(-25.0, 20.0)
     while s < length - 45.0:
-        arms = [_side_road(rng, centre, s, side, left if side > 0 else right)
-                for side in ((1, -1) if rng.random() < 0.4 else (int(rng.choice([1, -1])),))]
+        arms = [
+            _side_road(rng, centre, s, side, left if side > 0 else right)
+            for side in ((1, -1) if rng.random() < 0.4 else (int(rng.choice([1, -1])),))
+        ]
         found = [arm for arm in arms if arm is not None]
         side_roads += found
         if found:
@@ -187,7 +189,9 @@ def build_road(rng: np.random.Generator, *, travel: float, lanes: tuple[int, int
     shapes += [_ribbon(r.path, -r.half_width, r.half_width, 0.0, r.path.length) for r in side_roads]
     shift = 40.0 - np.array(shapely.unary_union(shapes).bounds[:2])
     centre = Path.from_points(centre.xy + shift)
-    side_roads = [SideRoad(r.s, Path.from_points(r.path.xy + shift), r.half_width, r.start) for r in side_roads]
+    side_roads = [
+        SideRoad(r.s, Path.from_points(r.path.xy + shift), r.half_width, r.start) for r in side_roads
+    ]
     return _derive(rng, centre, lane_width, lanes, (strips[0], strips[1]), side_roads, junction_s, crossing_s)
 
 
@@ -222,8 +226,11 @@ def _derive(
     intersections = []
     for (a, b), (s, _) in zip(junction_spans, junction_s, strict=True):
         core = _ribbon(centre, right, left, a, b)
-        spurs = [_ribbon(r.path, -r.half_width - FILLET, r.half_width + FILLET, 0.0, r.start)
-                 for r in side_roads if r.s == s]
+        spurs = [
+            _ribbon(r.path, -r.half_width - FILLET, r.half_width + FILLET, 0.0, r.start)
+            for r in side_roads
+            if r.s == s
+        ]
         shape = shapely.unary_union([core, *spurs]).intersection(surface)
         intersections.append(shape if isinstance(shape, Polygon) else max(shape.geoms, key=lambda g: g.area))
 
@@ -252,8 +259,24 @@ def _derive(
         lane_polygons.append(_ribbon(r.path, 0.0, r.half_width - 0.05, r.start, end - 0.05))
         bar = _ribbon(r.path, 0.3, r.half_width - 0.3, start, start + 0.45, step=0.45)
         stop_bars.append(np.asarray(bar.exterior.coords)[:4])
-    return Road(centre, lane_width, lanes, strips, walk_width, side_roads, crossing_s, surface, walkway, crossings,
-                intersections, lane_polygons, road_dividers, lane_dividers, stop_bars, blocked)
+    return Road(
+        centre,
+        lane_width,
+        lanes,
+        strips,
+        walk_width,
+        side_roads,
+        crossing_s,
+        surface,
+        walkway,
+        crossings,
+        intersections,
+        lane_polygons,
+        road_dividers,
+        lane_dividers,
+        stop_bars,
+        blocked,
+    )
 
 
 def line_pieces(line: Array, *, dash: float, gap: float) -> list[Array]:

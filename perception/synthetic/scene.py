@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely.geometry import Polygon
 
 from perception.synthetic.actors import LIFT, Actor
 from perception.synthetic.background import Prop, build_background
@@ -23,7 +24,16 @@ SLOT = 480.0  # each scene has a square of this size on its map, metres
 
 # (own direction, oncoming) lanes and how winding the road is, one entry per scene of names.SCENE_NAMES.
 LANE_PLAN: tuple[tuple[int, int], ...] = (
-    (1, 1), (2, 2), (2, 1), (1, 2), (1, 1), (2, 2), (2, 1), (1, 1), (2, 2), (1, 2),
+    (1, 1),
+    (2, 2),
+    (2, 1),
+    (1, 2),
+    (1, 1),
+    (2, 2),
+    (2, 1),
+    (1, 1),
+    (2, 2),
+    (1, 2),
 )
 BEND_PLAN: tuple[float, ...] = (0.0, 0.6, 0.9, 0.5, 1.0, 0.25, 0.8, 0.6, 0.9, 0.3)
 
@@ -44,7 +54,7 @@ class SceneSpec:
 
     @property
     def name(self) -> str:
-        """nuScenes scene name."""
+        """Official name of the scene."""
         return SCENE_NAMES[self.index]
 
     @property
@@ -59,7 +69,9 @@ class SceneSpec:
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """Return a generator for one purpose, independent of all others."""
-        return np.random.default_rng(stable_seed("synthetic", self.seed, self.num_samples, self.index, *purpose))
+        return np.random.default_rng(
+            stable_seed("synthetic", self.seed, self.num_samples, self.index, *purpose)
+        )
 
 
 @dataclass(frozen=True)
@@ -106,12 +118,24 @@ def _draw_list(actors: list[Actor], props: list[Prop]) -> DrawList:
         vertex_start.append(base + len(mesh.vertices) + len(shadow.vertices))
         triangle_start.append(triangle_start[-1] + len(mesh.triangles) + len(shadow.triangles))
     return DrawList(
-        np.concatenate(vertices), np.array(vertex_start, dtype=np.int64),
-        np.concatenate(triangles).astype(np.int32), np.array(triangle_start, dtype=np.int64),
-        np.concatenate(colours), np.concatenate(glow),
-        np.array([len(m.triangles) for m in meshes], dtype=np.int64), np.array([m.radius for m in meshes]),
+        np.concatenate(vertices),
+        np.array(vertex_start, dtype=np.int64),
+        np.concatenate(triangles).astype(np.int32),
+        np.array(triangle_start, dtype=np.int64),
+        np.concatenate(colours),
+        np.concatenate(glow),
+        np.array([len(m.triangles) for m in meshes], dtype=np.int64),
+        np.array([m.radius for m in meshes]),
         np.array(list(range(1, len(actors) + 1)) + [0] * len(props), dtype=np.int32),
     )
+
+
+def _outline(actor: Actor) -> Polygon:
+    """Footprint of an actor at time 0."""
+    x, y, yaw = actor.trajectory.at(0.0)
+    w, length, _ = actor.size
+    corners = np.array([(length, w), (-length, w), (-length, -w), (length, -w)]) / 2
+    return Polygon(corners @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]]) + [x, y])
 
 
 def build_scene(spec: SceneSpec) -> Scene:
@@ -119,10 +143,14 @@ def build_scene(spec: SceneSpec) -> Scene:
     times = time_grid((spec.num_samples - 1) * SAMPLE_PERIOD)
     speed = draw_ego_speed(spec.rng("speed"), times)
     travel = float(travelled(times, speed)[-1])
-    road = build_road(spec.rng("road"), travel=travel, lanes=LANE_PLAN[spec.index], bend=BEND_PLAN[spec.index])
+    road = build_road(
+        spec.rng("road"), travel=travel, lanes=LANE_PLAN[spec.index], bend=BEND_PLAN[spec.index]
+    )
     ego = drive_ego(spec.rng("ego"), road, times, speed)
     actors = TrafficBuilder(rng=spec.rng("traffic"), road=road, times=times, ego=ego, ego_speed=speed).build()
-    props = build_background(spec.rng("background"), road)
+    props = build_background(
+        spec.rng("background"), road, [_outline(a) for a in actors if a.conduct == "static"]
+    )
     lighting = make_lighting(spec.rng("light"), SCHEDULE[spec.index])
     ground = paint_ground(spec.rng("ground"), road)
     return Scene(spec, road, ground, lighting, ego, actors, props, _draw_list(actors, props))

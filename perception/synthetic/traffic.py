@@ -7,7 +7,9 @@ touch something placed earlier at any time is dropped.
 from __future__ import annotations
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
+from shapely.geometry import LineString
 
 from perception.synthetic.actors import Actor, draw_size, make_actor
 from perception.synthetic.collision import Occupancy
@@ -18,12 +20,16 @@ from perception.synthetic.road import Road
 
 Array = NDArray[np.float64]
 
-# What stands along a kerb; one shuffled deck fills about 110 m.
-KERB_DECK: tuple[str, ...] = (
-    "car", "car", "car", "car", "truck", "bus", "trailer", "construction_vehicle", "cones", "cones", "barriers",
-    "motorcycle", "bicycle", "gap", "gap", "gap",
+# What stands along a kerb with a parking strip, and along one without; one shuffled deck fills about 100 m.
+STRIP_DECK: tuple[str, ...] = tuple(
+    "car car car car truck bus bus cones cones barriers barriers motorcycle bicycle bicycle gap gap".split()
 )
-MOVING_DECK: tuple[str, ...] = ("car", "car", "car", "truck", "bus", "motorcycle", "bicycle", "towing", "car", "truck")
+BARE_DECK: tuple[str, ...] = tuple(
+    "cones barriers barriers motorcycle bicycle bicycle gap gap gap gap".split()
+)
+# What stands on the verge behind the pavement.
+VERGE_DECK: tuple[str, ...] = tuple("construction_vehicle trailer construction_vehicle trailer truck".split())
+MOVING_DECK: tuple[str, ...] = tuple("car car car bus truck motorcycle towing car bus car".split())
 
 
 class TrafficBuilder:
@@ -37,7 +43,9 @@ class TrafficBuilder:
         ego_speed: (n,) its speed, m/s.
     """
 
-    def __init__(self, *, rng: np.random.Generator, road: Road, times: Array, ego: Trajectory, ego_speed: Array) -> None:
+    def __init__(
+        self, *, rng: np.random.Generator, road: Road, times: Array, ego: Trajectory, ego_speed: Array
+    ) -> None:
         self.rng, self.road, self.times, self.ego_speed = rng, road, times, ego_speed
         self.actors: list[Actor] = []
         self._occupancy = Occupancy(len(times))
@@ -47,26 +55,45 @@ class TrafficBuilder:
         """Place everything and return the actors in a fixed order."""
         for side in (-1, 1):
             self._kerbside(side)
+            self._verge(side)
+        self._cyclists()
         for direction in (1, -1):
             self._stream(direction)
-        self._cyclists()
         for side in (-1, 1):
             self._walkers(side)
         self._crossing_walkers()
         return self.actors
 
-    def _place(self, name: str, trajectory: Trajectory, *, gap: float, static: bool, rider: bool = False,
-               size: tuple[float, float, float] | None = None) -> bool:
+    def _place(
+        self,
+        name: str,
+        trajectory: Trajectory,
+        *,
+        gap: float,
+        static: bool,
+        rider: bool = False,
+        size: tuple[float, float, float] | None = None,
+    ) -> bool:
         size = size or draw_size(self.rng, name, rider=rider)
         if not self._occupancy.is_free(trajectory, size[1], size[0], gap):
             return False
-        actor = make_actor(self.rng, name, size, trajectory, conduct="static" if static else "mover", rider=rider)
+        actor = make_actor(
+            self.rng, name, size, trajectory, conduct="static" if static else "mover", rider=rider
+        )
         self._occupancy.add(trajectory, actor.size[1], actor.size[0])
         self.actors.append(actor)
         return True
 
-    def _stand(self, name: str, s: float, u: float, turn: float, *, gap: float = 0.1,
-               size: tuple[float, float, float] | None = None) -> bool:
+    def _stand(
+        self,
+        name: str,
+        s: float,
+        u: float,
+        turn: float,
+        *,
+        gap: float = 0.1,
+        size: tuple[float, float, float] | None = None,
+    ) -> bool:
         xy, yaw = self.road.centre.at(s)
         xy = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
         return self._place(name, standing(self.times, xy, float(yaw) + turn), gap=gap, static=True, size=size)
@@ -81,34 +108,65 @@ class TrafficBuilder:
         s = rng.uniform(3.0, 8.0)
         while s < road.centre.length - 14.0:
             if not deck:
-                deck = [str(x) for x in rng.permutation(KERB_DECK)]
+                deck = [str(x) for x in rng.permutation(STRIP_DECK if strip else BARE_DECK)]
             item = deck.pop()
             if item == "gap":
-                s += rng.uniform(3.0, 7.0)
+                s += rng.uniform(4.0, 9.0)
                 continue
             if item in ("cones", "barriers"):
                 s += self._works(item, s, side, edge, strip)
                 continue
             size = draw_size(rng, item)
             if item in ("motorcycle", "bicycle"):
-                # on the pavement, or in the strip, near the kerb
+                # on the pavement, near the kerb
                 u = edge + side * rng.uniform(0.7, 1.1)
-                self._stand(item, s + 1.5, u, forward + rng.normal(0.0, 0.25) + np.pi * (rng.random() < 0.2), size=size)
-                s += rng.uniform(2.0, 3.5)
+                self._stand(
+                    item,
+                    s + 1.5,
+                    u,
+                    forward + rng.normal(0.0, 0.25) + np.pi * (rng.random() < 0.2),
+                    size=size,
+                )
+                s += rng.uniform(2.0, 3.5) + (0.0 if strip else 5.0)
                 continue
-            if not strip and item != "construction_vehicle":
-                s += rng.uniform(3.0, 8.0)
+            while road.is_blocked(s, s + size[1]) and s < road.centre.length - 14.0:
+                s += 1.0
+            u = edge - side * (size[0] / 2 + max(0.05, min(0.25, strip - size[0])) * rng.random())
+            self._stand(item, s + size[1] / 2, u, forward + rng.normal(0.0, 0.02), size=size)
+            s += size[1] + rng.uniform(0.9, 3.0)
+
+    def _verge(self, side: int) -> None:
+        """Stand machines and trailers on the grass behind the pavement."""
+        rng, road = self.rng, self.road
+        edge = road.right_edge if side < 0 else road.left_edge
+        clear = road.surface.buffer(road.walk_width + 0.2, quad_segs=4)
+        shapely.prepare(clear)
+        deck: list[str] = []
+        s = rng.uniform(2.0, 20.0)
+        while s < road.centre.length:
+            if not deck:
+                deck = [str(x) for x in rng.permutation(VERGE_DECK)]
+            item = deck.pop()
+            size = draw_size(rng, item)
+            along_road = item != "construction_vehicle" or rng.random() < 0.3
+            depth = size[0] if along_road else max(size[:2])
+            turn = (
+                (np.pi * int(rng.integers(2)) + rng.normal(0.0, 0.08))
+                if along_road
+                else rng.uniform(-np.pi, np.pi)
+            )
+            u = edge + side * (road.walk_width + depth / 2 + rng.uniform(0.3, 1.6))
+            xy, yaw = road.centre.at(s)
+            xy = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
+            reach = LineString(
+                [xy + k * size[1] / 2 * np.array([np.cos(yaw + turn), np.sin(yaw + turn)]) for k in (-1, 1)]
+            )
+            if clear.intersects(reach.buffer(size[0] / 2, cap_style="flat")):
+                deck.append(item)
+                s += 4.0
                 continue
-            if not strip:  # works on the verge behind the pavement
-                u = edge + side * (road.walk_width + size[0] / 2 + rng.uniform(0.3, 1.5))
-                turn = float(rng.uniform(-np.pi, np.pi))
-            else:
-                u = edge - side * (size[0] / 2 + min(0.25, strip - size[0]) * rng.random())
-                turn = forward + rng.normal(0.0, 0.02)
-            if not road.is_blocked(s, s + size[1]):
-                self._stand(item, s + size[1] / 2, u, turn, size=size)
-                s += size[1]
-            s += rng.uniform(0.9, 3.0)
+            self._stand(item, s, u, turn, size=size)
+            s += rng.uniform(20.0, 38.0)
 
     def _works(self, item: str, s: float, side: int, edge: float, strip: float) -> float:
         """Stand a row of cones or barriers; return the length used up."""
@@ -117,17 +175,26 @@ class TrafficBuilder:
         if rng.random() < 0.3:
             inward = edge + side * rng.uniform(0.4, 1.2)
         if item == "cones":
-            num, pitch = int(rng.integers(3, 6)), float(rng.uniform(1.5, 2.6))
+            num, pitch = int(rng.integers(2, 6)), float(rng.uniform(1.5, 2.6))
             for k in range(num):
                 taper = side * 0.25 * k if rng.random() < 0.5 else 0.0
                 if not self.road.is_blocked(s + k * pitch, s + k * pitch):
-                    self._stand("traffic_cone", s + k * pitch, inward + taper + rng.normal(0, 0.08), rng.uniform(-3, 3))
+                    self._stand(
+                        "traffic_cone",
+                        s + k * pitch,
+                        inward + taper + rng.normal(0, 0.08),
+                        rng.uniform(-3, 3),
+                    )
             return num * pitch + 1.0
-        num, pitch = int(rng.integers(2, 5)), float(rng.uniform(2.75, 3.2))
+        num, pitch = int(rng.integers(2, 6)), float(rng.uniform(2.75, 3.2))
         for k in range(num):
             if not self.road.is_blocked(s + k * pitch - 1.3, s + k * pitch + 1.3):
-                self._stand("barrier", s + k * pitch, inward + rng.normal(0, 0.05),
-                            np.pi / 2 * -side + rng.normal(0, 0.04))
+                self._stand(
+                    "barrier",
+                    s + k * pitch,
+                    inward + rng.normal(0, 0.05),
+                    np.pi / 2 * -side + rng.normal(0, 0.04),
+                )
         return num * pitch + 1.5
 
     def _stream(self, direction: int) -> None:
@@ -146,7 +213,7 @@ class TrafficBuilder:
                 if not deck:
                     deck = [str(x) for x in rng.permutation(MOVING_DECK)]
                 item = deck.pop()
-                s += rng.uniform(12.0, 26.0)
+                s += rng.uniform(14.0, 30.0)
                 if direction > 0 and rng.random() < 0.75:
                     delay = rng.uniform(-0.8, 0.8)
                     speed = np.interp(self.times + delay, self.times, self.ego_speed)
@@ -163,12 +230,15 @@ class TrafficBuilder:
             behind = along(self.times, path, s - (truck[1] + load[1]) / 2 - 0.6, margin=8.0)
             front = along(self.times, path, s, margin=8.0)
             if self._occupancy.is_free(behind, load[1], load[0], 0.3) and self._place(
-                    "truck", front, gap=0.3, static=False, size=truck):
+                "truck", front, gap=0.3, static=False, size=truck
+            ):
                 self._place("trailer", behind, gap=0.2, static=False, size=load)
             return truck[1] + load[1] + 2.0
         rider = item in ("motorcycle", "bicycle")
         size = draw_size(rng, item, rider=rider)
-        self._place(item, along(self.times, path, s, margin=8.0), gap=0.45, static=False, rider=rider, size=size)
+        self._place(
+            item, along(self.times, path, s, margin=8.0), gap=0.45, static=False, rider=rider, size=size
+        )
         return size[1]
 
     def _cyclists(self) -> None:
@@ -180,7 +250,7 @@ class TrafficBuilder:
             path = path if direction > 0 else path.reversed()
             s = -60.0
             while s < path.length:
-                s += rng.uniform(16.0, 34.0)
+                s += rng.uniform(18.0, 40.0)
                 name = "bicycle" if rng.random() < 0.6 else "motorcycle"
                 self._drive(name, path, s, np.full(len(self.times), rng.uniform(2.5, 5.5)), 0.0)
 
@@ -190,7 +260,7 @@ class TrafficBuilder:
         edge = road.right_edge if side < 0 else road.left_edge
         s = 0.0
         while s < road.centre.length:
-            s += rng.exponential(11.0) + 0.8
+            s += rng.exponential(14.0) + 0.8
             u = edge + side * rng.uniform(0.5, road.walk_width - 0.4)
             if rng.random() < 0.3:
                 self._stand("pedestrian", s, u, rng.uniform(-np.pi, np.pi))

@@ -30,9 +30,20 @@ BYTES_PER_SAMPLE = 700_000  # six images and a sweep, a generous estimate
 
 def _check(num_scenes: int, seed: int, num_workers: int | None, samples_per_scene: int) -> None:
     for name, value, low, high, hint in (
-        ("num_scenes", num_scenes, 1, len(SCENE_NAMES), "the official mini split names ten scenes; use another seed "
-         "and folder for more"),
-        ("samples_per_scene", samples_per_scene, 2, MAX_SAMPLES, "key frames are 0.5 s apart, a scene lasts 20 s"),
+        (
+            "num_scenes",
+            num_scenes,
+            1,
+            len(SCENE_NAMES),
+            "the official mini split names ten scenes; use another seed and folder for more",
+        ),
+        (
+            "samples_per_scene",
+            samples_per_scene,
+            2,
+            MAX_SAMPLES,
+            "key frames are 0.5 s apart, a scene lasts 20 s",
+        ),
         ("seed", seed, 0, 2**31 - 1, "any number in this range gives a world of its own"),
         ("num_workers", 1 if num_workers is None else num_workers, 1, 256, "leave it out to use all cores"),
     ):
@@ -81,11 +92,20 @@ def synthesize(
     """
     _check(num_scenes, seed, num_workers, samples_per_scene)
     out = Path(out)
-    parameters = {"format": FORMAT, "version": VERSION, "num_scenes": num_scenes, "seed": seed,
-                  "samples_per_scene": samples_per_scene}
-    partial = claim(out, parameters, overwrite=overwrite, need=num_scenes * samples_per_scene * BYTES_PER_SAMPLE)
+    parameters = {
+        "format": FORMAT,
+        "version": VERSION,
+        "num_scenes": num_scenes,
+        "seed": seed,
+        "samples_per_scene": samples_per_scene,
+    }
+    partial = claim(
+        out, parameters, overwrite=overwrite, need=num_scenes * samples_per_scene * BYTES_PER_SAMPLE
+    )
     if partial is None:
-        Progress(total=0, enabled=progress).note(f"{out}: a complete world with these parameters exists; kept")
+        Progress(total=0, enabled=progress).note(
+            f"{out}: a complete world with these parameters exists; kept"
+        )
         return out
     workers = min(num_workers or len(os.sched_getaffinity(0)), num_scenes * samples_per_scene)
     specs = [SceneSpec(index=i, seed=seed, num_samples=samples_per_scene) for i in range(num_scenes)]
@@ -97,7 +117,9 @@ def synthesize(
     except OSError as error:
         release(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError("the disk is full; free some space or write to another disk (--out)", path=out) from error
+            raise DataError(
+                "the disk is full; free some space or write to another disk (--out)", path=out
+            ) from error
         raise DataError(f"cannot write the world: {error}", path=out) from error
     except BaseException:
         release(partial)
@@ -123,8 +145,10 @@ def _record_chunk(
     cv2.setNumThreads(1)
     scene = _scene(spec)
     samples = [record_sample(scene, k, Path(root)) for k in range(first, last)]
-    text = (f"Synthetic: {scene.lighting.name}, {scene.road.lanes[0]} + {scene.road.lanes[1]} lanes, "
-            f"{len(scene.road.side_roads)} side roads, {len(scene.road.crossing_s)} crossings")
+    text = (
+        f"Synthetic: {scene.lighting.name}, {scene.road.lanes[0]} + {scene.road.lanes[1]} lanes, "
+        f"{len(scene.road.side_roads)} side roads, {len(scene.road.crossing_s)} crossings"
+    )
     return spec, samples, [(a.category, a.size) for a in scene.actors], scene.road, text
 
 
@@ -161,7 +185,9 @@ def _record(
         samples[spec] += done
         rest[spec] = (actors, road, text)
         bar.advance(len(done))
-    recorded = [RecordedScene(s, rest[s][0], sorted(samples[s], key=lambda x: x.index), rest[s][2]) for s in specs]
+    recorded = [
+        RecordedScene(s, rest[s][0], sorted(samples[s], key=lambda x: x.index), rest[s][2]) for s in specs
+    ]
     return recorded, [(s, rest[s][1]) for s in specs]
 
 
