@@ -1,6 +1,5 @@
 """Fixtures that several packages' tests share."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,6 @@ def shared_root() -> Path:
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic nuScenes root: one scene of mini_train, one of mini_val, four samples each. Read only."""
-    if importlib.util.find_spec("perception.synthetic") is None:
-        pytest.skip("perception.synthetic is not there yet")
     from perception.synthetic import synthesize
 
     root = tmp_path_factory.mktemp("synthetic") / "nuscenes"

@@ -7,6 +7,7 @@ from perception.datasets.nuscenes_dataset import NuScenesBEVDataset
 from perception.datasets.transforms import (
     BEVRandomFlip,
     BEVRandomRotate,
+    CropTopMultiView,
     LoadBEVMap,
     LoadMultiViewImages,
     ObjectRangeFilter,
@@ -20,6 +21,7 @@ __all__ = [
     "DETECTION_NAMES",
     "BEVRandomFlip",
     "BEVRandomRotate",
+    "CropTopMultiView",
     "LoadBEVMap",
     "LoadMultiViewImages",
     "NuScenesBEVDataset",

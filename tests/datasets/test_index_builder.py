@@ -90,7 +90,7 @@ def test_projection_equals_the_devkits(world):
                 box = _box_in_camera(nusc, token, sample["data"][camera])
                 if box[2] > 1.0:
                     expected = view_points(box[:, None], intrinsic, normalize=True)[:2, 0]
-                    np.testing.assert_allclose(point[:2] / point[2], expected, atol=2e-3)
+                    np.testing.assert_allclose(point[:2] / point[2], expected, rtol=1e-5, atol=2e-3)
 
 
 def _box_in_camera(nusc: NuScenes, annotation: str, sample_data: str) -> np.ndarray:

@@ -132,7 +132,7 @@ def test_images_go_through_the_whole_pipeline(sample_root):
     assert sample.scene_token == sample.sample_token == "ca9a282c9e77460f8360f564131a8af5"
     assert (sample.prev_token, sample.map_location) == ("", "")
     assert "gt_bev_seg" not in sample
-    assert 50 < len(sample.gt_instances_3d.labels_3d) <= 65
+    assert 40 < len(sample.gt_instances_3d.labels_3d) < 65  # the range leaves out some of the 65
     assert torch.isfinite(sample.gt_instances_3d.bboxes_3d.tensor[:, :7]).all()
 
 

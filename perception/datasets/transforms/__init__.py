@@ -8,6 +8,7 @@ from perception.datasets.transforms.bev_augment import (
     augment_ego_motion,
 )
 from perception.datasets.transforms.boxes import ObjectRangeFilter
+from perception.datasets.transforms.crop import CropTopMultiView
 from perception.datasets.transforms.images import LoadMultiViewImages, ResizeMultiView, read_image
 from perception.datasets.transforms.map_target import LoadBEVMap
 from perception.datasets.transforms.pack import PackBEVInputs
@@ -17,6 +18,7 @@ __all__ = [
     "BEVRandomFlip",
     "BEVRandomRotate",
     "BEVTransform",
+    "CropTopMultiView",
     "LoadBEVMap",
     "LoadMultiViewImages",
     "ObjectRangeFilter",
