@@ -1,7 +1,6 @@
 """``perception data synthesize | prepare | verify``."""
 
 import argparse
-import os
 import time
 from typing import Any
 
@@ -26,9 +25,15 @@ def add_parser(verbs: Any) -> None:
     )
     _add_format(synthesize)
     synthesize.add_argument("--out", required=True, help="folder to write; must not hold another world")
-    synthesize.add_argument("--scenes", type=positive_int, default=10, help="number of scenes (default 10)")
+    synthesize.add_argument(
+        "--scenes", type=int, choices=range(1, 11), default=10, help="number of scenes, 1 to 10 (default 10)"
+    )
+    synthesize.add_argument(
+        "--samples-per-scene", type=int, choices=range(2, 41), default=40, metavar="2...40", help="key frames"
+    )
+    synthesize.add_argument("--overwrite", action="store_true", help="replace another synthetic world in OUT")
     synthesize.add_argument("--seed", type=int, default=0, help="same seed, same world (default 0)")
-    synthesize.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    synthesize.add_argument("--workers", type=positive_int, help="processes; default one per core")
 
     prepare = add_verb(
         kinds,
@@ -68,7 +73,14 @@ def run_synthesize(args: argparse.Namespace) -> int:
     from perception.synthetic import synthesize
 
     start = time.monotonic()
-    synthesize(args.out, num_scenes=args.scenes, seed=args.seed, num_workers=args.workers)
+    synthesize(
+        args.out,
+        num_scenes=args.scenes,
+        seed=args.seed,
+        num_workers=args.workers,
+        samples_per_scene=args.samples_per_scene,
+        overwrite=args.overwrite,
+    )
     print(f"{args.out}: {args.scenes} scenes in {time.monotonic() - start:.0f} s")
     print(f"next: perception data prepare {args.out}")
     return exit_codes.OK

@@ -33,8 +33,12 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 def config_problems(cfg: Config | Mapping[str, Any]) -> list[str]:
     """What :func:`check_config` would report; empty if the config is fine."""
     root: Any = cfg._cfg_dict if isinstance(cfg, Config) else cfg
-    problems = [problem for place in walk_config(root) for problem in place.problems]
-    return [*problems, *disagreements(root), *_work_dir_problems(root)]
+    others = [*disagreements(root), *_work_dir_problems(root)]
+    # First without importing anything: a misspelt key is told at once, not after the seconds that torch takes.
+    misspelt = [problem for place in walk_config(root, is_static=True) for problem in place.problems]
+    if misspelt:
+        return [*misspelt, *others]
+    return [*(problem for place in walk_config(root) for problem in place.problems), *others]
 
 
 def _work_dir_problems(root: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from perception.config.overrides import apply_overrides, parse_override
 from perception.config.rules import assigned_names, base_files, check_rules
 from perception.config.serialise import config_from_json
 from perception.config.types import text_to_lazy
+from perception.config.walk import walk_config
 
 
 def load_config(path_or_short_name: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -50,11 +51,9 @@ def override_config(cfg: Config, overrides: Iterable[str]) -> Config:
     pairs = [parse_override(text) for text in overrides]
     if not pairs:
         return cfg
-    from perception.config.walk import accepted_keys_by_path
-
     plain = copy_plain(cfg._cfg_dict)
     pairs = [(key, _checked_value(key, value)) for key, value in pairs]
-    known = accepted_keys_by_path(plain)
+    known = {place.path: place.accepted for place in walk_config(plain, is_static=True)}
     apply_overrides(plain, pairs, known.get)
     return _wrap(plain, cfg.filename)
 

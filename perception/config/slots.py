@@ -145,6 +145,19 @@ SLOTS: dict[str, Slot] = {
     "map_grid": Slot(default="perception.structures.MapGrid"),
 }
 
+LAYER_CLASSES = {
+    "BN": "torch.nn.BatchNorm2d",
+    "BN1d": "torch.nn.BatchNorm1d",
+    "BN2d": "torch.nn.BatchNorm2d",
+    "SyncBN": "torch.nn.SyncBatchNorm",
+    "GN": "torch.nn.GroupNorm",
+    "LN": "torch.nn.LayerNorm",
+    "ReLU": "torch.nn.ReLU",
+    "GELU": "torch.nn.GELU",
+    "Conv2d": "torch.nn.Conv2d",
+}
+"""What mmcv's usual layer names stand for, for checks that import nothing."""
+
 NAMED_CHILDREN = {
     "init_cfg": "init",
     "norm_cfg": "layer",
