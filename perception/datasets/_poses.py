@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 
 def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
@@ -13,9 +12,18 @@ def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
         quaternions: (n, 4), (w, x, y, z); need not have length 1.
 
     Returns:
-        (n, 3, 3).
+        (n, 3, 3); NaN where a quaternion is zero.
     """
-    return Rotation.from_quat(np.asarray(quaternions, dtype=np.float64)[:, [1, 2, 3, 0]]).as_matrix()
+    # Written out: scipy's Rotation costs 0.3 ms a call, which an index of 34,000 samples needs half a million times.
+    quaternions = np.asarray(quaternions, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.array(rows).transpose(2, 0, 1)
 
 
 def pose_matrix(translation: Sequence[float], rotation: Sequence[float]) -> np.ndarray:

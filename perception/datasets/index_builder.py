@@ -17,7 +17,7 @@ from perception.datasets._progress import show_progress
 from perception.datasets._splits import scenes_of_splits
 from perception.datasets._tables import Database, Problem, Record, raise_first, read_database
 from perception.structures import CAMERA_NAMES, CLASS_NAMES
-from perception.utils import get_logger, write_bytes_atomic
+from perception.utils import DataError, get_logger, write_bytes_atomic
 
 INFO_VERSION = "2.0-perception"
 LIDAR = "LIDAR_TOP"
@@ -125,11 +125,22 @@ def _write_index(out: Path, database: Database, split: str, entries: list[Record
         "split": split,
         "info_version": INFO_VERSION,
     }
-    lines = [json.dumps(entry, allow_nan=False, separators=(",", ":")) for entry in entries]
+    lines = [_to_json(entry) for entry in entries]
     text = f'{{"metainfo": {json.dumps(metainfo)},\n"data_list": [\n' + ",\n".join(lines) + "\n]}\n"
     path = out / f"{database.version}_{split}.json"
     write_bytes_atomic(path, text.encode())
     return path
+
+
+def _to_json(entry: Record) -> str:
+    try:
+        return json.dumps(entry, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise DataError(
+            "a pose, calibration or box of the sample has a number that is not finite, or a quaternion of length 0; "
+            "`perception data verify` names the record.",
+            sample_token=entry["token"],
+        ) from error
 
 
 class _IndexBuilder:
@@ -210,7 +221,9 @@ class _IndexBuilder:
         centres = (centres - lidar2global[:3, 3]) @ rotation  # (n, 3), LiDAR frame
         headings = rotation_matrices(np.array([record["rotation"] for record in records]))[:, :, 0] @ rotation
         yaws = np.arctan2(headings[:, 1], headings[:, 0])
-        velocities = np.array([self._velocity(record) for record in records]) @ rotation
+        velocities = (
+            np.array([self._velocity(record) for record in records]) @ rotation
+        )  # (n, 3), LiDAR frame
         instances = []
         for record, centre, yaw, velocity in zip(records, centres, yaws, velocities, strict=True):
             width, length, height = record["size"]

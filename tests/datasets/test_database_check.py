@@ -83,6 +83,19 @@ def test_unreadable_table_is_named(tiny_copy, content, pattern):
     assert any(pattern in message for message in messages(tiny_copy))
 
 
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("ego_pose", lambda r: r[6].update(rotation=[0.0, 0.0, 0.0, 0.0])),
+        ("sample_annotation", lambda r: r[0].update(translation=[float("nan"), 0.0, 0.0])),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_prepare(tiny_copy, edit_table, table, change):
+    edit_table(table, change)
+    with pytest.raises(DataError, match="not finite.*verify.*scene-0061-s0"):
+        prepare(tiny_copy, progress=False)
+
+
 def test_missing_image_is_found_before_training(tiny_copy):
     path = next((tiny_copy / "samples" / "CAM_BACK_LEFT").glob("*s3*.jpg"))
     path.unlink()
