@@ -28,9 +28,9 @@ def fill_triangle(
     """Draw one triangle.
 
     p: (3, 3) rows of (u, v, 1 / depth). rgb: (3,) BGR. oid: 0 for background, -1 for a ground shadow (which only writes
-    -1 into `ids` where nothing is drawn), otherwise the object's number. inverse, ids, stamp: (H, W). colour: (H, W, 3).
-    totals: pixels covered by each object, hidden or not; `stamp` remembers the last object counted at each pixel, so
-    the triangles of one object must come one after another.
+    -1 into `ids` where nothing is drawn), otherwise the object's number. inverse, ids, stamp: (H, W). colour:
+    (H, W, 3). totals: pixels covered by each object, hidden or not; `stamp` remembers the last object counted at each
+    pixel, so the triangles of one object must come one after another.
     """
     height, width = inverse.shape
     area = (p[1, 0] - p[0, 0]) * (p[2, 1] - p[0, 1]) - (p[2, 0] - p[0, 0]) * (p[1, 1] - p[0, 1])

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 
 from perception.synthetic._progress import Progress
+from perception.synthetic._warm_up import warm_up
 from perception.synthetic.map_expansion import build_expansion, draw_mask
 from perception.synthetic.names import SCENE_NAMES
 from perception.synthetic.output import FORMAT, claim, publish, release
@@ -163,7 +164,7 @@ def _run(chunks: list[tuple[SceneSpec, int, int]], root: Path, workers: int) -> 
         for chunk in chunks:
             yield _record_chunk(*chunk, str(root))
         return
-    threads = cv2.getNumThreads()
+    warm_up()  # compile once here, so that the workers find the code in the cache
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(_record_chunk, *chunk, str(root)) for chunk in chunks]
@@ -173,7 +174,6 @@ def _run(chunks: list[tuple[SceneSpec, int, int]], root: Path, workers: int) -> 
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    cv2.setNumThreads(threads)
 
 
 def _record(
@@ -200,7 +200,7 @@ def _write_tables(root: Path, recorded: list[RecordedScene], roads: list[tuple[S
         here = [(s, r) for s, r in roads if s.location == location]
         text = json.dumps(build_expansion(location, here), separators=(",", ":"), allow_nan=False)
         (root / "maps" / "expansion" / f"{location}.json").write_text(text + "\n", encoding="utf-8")
-        ok, png = cv2.imencode(".png", draw_mask(here), [cv2.IMWRITE_PNG_BILEVEL, 1])
+        ok, png = cv2.imencode(".png", draw_mask(here))
         if not ok:
             raise OSError(f"OpenCV could not encode the map mask of {location}")
         (root / mask_filename(location)).write_bytes(png.tobytes())
