@@ -117,8 +117,8 @@ def _serialise(
                 f"{found} holds NaN or infinity; a checkpoint with non-finite values is never published",
                 path=path,
             )
-    for name, content in (("optimizer", optimizer_state), ("rng", rng_states)):
-        check_plain(content, name=name, path=path)
+    check_plain(optimizer_state, name="optimizer", path=path)
+    check_plain(rng_states, name="rng", path=path)
     try:
         state_bytes = (json.dumps(dict(state), indent=1, sort_keys=True, allow_nan=False) + "\n").encode(
             "utf-8"

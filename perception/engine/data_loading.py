@@ -1,7 +1,7 @@
 """Builds loaders whose batches depend on seed, epoch and position only."""
 
+import os
 import random
-import signal
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from perception.engine.epoch_dataset import EpochDataset
 from perception.engine.epoch_sampler import EpochSampler
-from perception.engine.hooks.signal_hook import STOP_SIGNALS
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
 from perception.utils import stable_seed
 
@@ -81,10 +80,9 @@ def _resolve_collate(config: Any) -> Any:
 
 
 def _init_worker(worker_id: int, *, seed: int) -> None:
-    # A signal sent to the whole process group must not take the workers away while the main process finishes its
-    # step; they end when it closes its loader or dies.
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    # A signal sent to the whole process group must not take the workers away while the main process finishes its step.
+    # They end when it closes its loader or dies.
+    os.setpgid(0, 0)
     worker_seed = stable_seed(seed, worker_id)
     random.seed(worker_seed)
     np.random.seed(worker_seed % 2**32)

@@ -12,7 +12,7 @@ import torch
 def get_rng_state() -> dict[str, Any]:
     """States of Python's, NumPy's, torch's and every CUDA device's generator."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": {"version": version, "internal": list(internal), "gauss": gauss},
         "numpy": {

@@ -35,7 +35,7 @@ def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
         TrainingTerminated: as `PerceptionRunner.train`.
     """
     if dry_run:
-        return _dry_run(cfg)
+        return rehearse(cfg)
     runner = PerceptionRunner.from_cfg(_changed(cfg, resume=True) if resume else cfg)
     runner.train()
     metrics = _read_headlines(runner)
@@ -44,7 +44,7 @@ def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
     return Path(runner.work_dir)
 
 
-def test(
+def evaluate(
     cfg: Config, model_path: str | Path | None = None, *, untrained: bool = False, subset: int | None = None
 ) -> dict[str, Any]:
     """Evaluate on the test loader's data (the validation loader's, if there is no test loader).
@@ -84,13 +84,14 @@ def test(
         logger.warning(
             "only %d samples are evaluated: these numbers are not comparable", len(loop.dataloader.dataset)
         )
-        for metric in loop.evaluator.metrics:
-            if hasattr(metric, "is_subset"):
-                metric.is_subset = True
+        runner.accept_subsets()
     metrics = to_plain(runner.test())
     if runner.rank == 0:
         _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
     return metrics
+
+
+test = evaluate
 
 
 def predict(
@@ -134,7 +135,7 @@ def predict(
             yield from model.test_step(pseudo_collate([dataset[index]]))
 
 
-def dry_run(cfg: Config) -> Path:
+def rehearse(cfg: Config) -> Path:
     """Two training steps with a save and a resume between them, and two evaluation steps.
 
     Everything is written to a temporary folder, which is removed.
@@ -146,30 +147,22 @@ def dry_run(cfg: Config) -> Path:
         Exception: whatever a real run would raise.
     """
     with tempfile.TemporaryDirectory(prefix="perception-dry-run-") as folder:
-        small = _changed(
-            cfg,
-            work_dir=folder,
-            load_from=cfg.get("load_from"),
-            train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
-            visualizer=dict(vis_backends=[]),
-        )
+        small = _changed(cfg, work_dir=folder, visualizer=dict(vis_backends=[]))
         if small.get("val_dataloader") is not None:
             batch_size = small["val_dataloader"].get("batch_size", 1)
             small["val_dataloader"] = _with_subset(small["val_dataloader"], 2 * batch_size)
-        for resume, stop_after in ((False, 1), (True, None)):
-            runner = PerceptionRunner.from_cfg(_changed(small, resume=resume))
-            if runner._val_loop is not None:
-                loop = runner._val_loop = runner.build_val_loop(runner._val_loop)
-                for metric in loop.evaluator.metrics:
-                    if hasattr(metric, "is_subset"):
-                        metric.is_subset = True
-            runner.train(stop_after=stop_after)
-            done = "trained one step and saved" if stop_after else "resumed, trained another and evaluated"
-            logger.info("dry run: %s", done)
+        for step in (1, 2):
+            # Schedules keep the whole run's length; the run is only stopped early.
+            runner = PerceptionRunner.from_cfg(_changed(small, resume=step > 1))
+            runner.accept_subsets()
+            runner.train(stop_after=step)
+            logger.info("dry run: trained step %d and saved%s", step, "" if step == 1 else ", after a resume")
+        metrics = runner.evaluate_now()
+        logger.info("dry run: evaluated 2 batches, metrics %s", sorted(metrics))
     return Path(cfg.get("work_dir", "work_dirs/default")).absolute()
 
 
-_dry_run = dry_run
+dry_run = rehearse
 
 
 def _changed(cfg: Config, **changes: Any) -> Config:

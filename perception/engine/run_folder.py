@@ -74,7 +74,7 @@ def hash_config(config: Mapping[str, Any]) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware, for `env.json`."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

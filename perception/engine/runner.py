@@ -93,6 +93,7 @@ class PerceptionRunner(FlexibleRunner):
     stop_signal: int = 0
     should_stop: bool = False
     last_log_line: dict[str, Any]
+    _has_loaded: bool
     _stop_after: int | None = None
     _pending_rng: dict[str, Any] | None = None
     _train_seconds: float = 0.0
@@ -248,9 +249,7 @@ class PerceptionRunner(FlexibleRunner):
                 model = super().train()
                 self._write_train_summary()
             finally:
-                for hook in self.hooks:
-                    if hasattr(hook, "close"):
-                        hook.close()
+                self._close_hooks()
         if self.stop_signal:
             raise TrainingTerminated(f"stopped by signal {self.stop_signal} at step {self.iter}")
         return model
@@ -276,6 +275,25 @@ class PerceptionRunner(FlexibleRunner):
         """Add a step to the run's throughput."""
         self._train_seconds += seconds
         self._train_samples += self.train_dataloader.batch_size * self.world_size
+
+    def accept_subsets(self) -> None:
+        """Tell the metrics that they see a part of their split only."""
+        if self._val_loop is not None:
+            self._val_loop = self.build_val_loop(self._val_loop)
+        if self._test_loop is not None:
+            self._test_loop = self.build_test_loop(self._test_loop)
+        for loop in (self._val_loop, self._test_loop):
+            for metric in [] if loop is None else loop.evaluator.metrics:
+                if hasattr(metric, "is_subset"):
+                    metric.is_subset = True
+
+    def evaluate_now(self) -> dict[str, Any]:
+        """Run the validation loop once, after `train` has returned; nothing if there is none."""
+        self._stop_after, self.should_stop = None, False
+        try:
+            return {} if self.val_loop is None else self.val_loop.run()
+        finally:
+            self._close_hooks()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -378,6 +396,11 @@ class PerceptionRunner(FlexibleRunner):
         return max_over_ranks(int(self.rank == 0 and not is_done)) == 1
 
     # ------------------------------------------------------------------ details
+
+    def _close_hooks(self) -> None:
+        for hook in self.hooks:
+            if hasattr(hook, "close"):
+                hook.close()
 
     def _describe_state(self) -> dict[str, Any]:
         loop = self.train_loop

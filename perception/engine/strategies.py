@@ -31,6 +31,7 @@ class _RunFolderMixin:
     """Text logs go to the run folder's `logs`, and state dicts are those of the bare model."""
 
     model: nn.Module
+    _log_dir: str
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -114,13 +115,15 @@ class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
         timeout_s: seconds after which a hanging collective ends the job.
     """
 
+    model_wrapper: dict[str, Any] | None
+
     def __init__(self, *, timeout_s: float = 1800.0, **kwargs: Any) -> None:
         self._timeout = datetime.timedelta(seconds=timeout_s)
         super().__init__(**kwargs)
         if self.model_wrapper is None:
             self.model_wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
         if not torch.cuda.is_available():
-            self.model_wrapper["device_ids"] = None
+            self.model_wrapper = {**self.model_wrapper, "device_ids": None}
 
     def _setup_distributed(
         self, launcher: str = "pytorch", backend: str | None = None, **kwargs: Any

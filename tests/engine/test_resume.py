@@ -1,0 +1,109 @@
+"""F5 on one rank: stopping anywhere and resuming is bit-equal to not stopping."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_world
+
+from perception.checkpoint import CheckpointError
+from perception.engine import PerceptionRunner, WorkDirError
+
+ITERS = dict(by_epoch=False, max_iters=12, val_interval=4)
+EPOCHS = dict(by_epoch=True, max_epochs=2, val_interval=1)
+
+
+def run(work_dir: Path, *, stops: tuple[int, ...] = (), **changes: Any) -> dict[str, Any]:
+    """Train in as many parts as there are stops, plus one."""
+    for part, stop in enumerate((*stops, None)):
+        cfg = toy_world.config(work_dir, resume=part > 0, **changes)
+        PerceptionRunner.from_cfg(cfg).train(stop_after=stop)
+    return toy_world.fingerprint(work_dir)
+
+
+# An epoch has 5 steps: 3 is inside it, 4 evaluates, 5 is its end.
+@pytest.mark.parametrize("stops", [(3,), (4,), (5,), (1, 2, 9)])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_iterations(tmp_path: Path, stops: tuple[int, ...], num_workers: int) -> None:
+    changes = {"train_cfg": ITERS, "train_dataloader__num_workers": num_workers}
+    whole = run(tmp_path / "whole", **changes)
+    parts = run(tmp_path / "parts", stops=stops, **changes)
+    assert len(whole["log"]) == 12
+    assert [step for step, _ in whole["val"]] == [4, 8, 12]
+    toy_world.assert_same(whole, parts)
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    alone = run(tmp_path / "alone")
+    for persistent in (False, True):
+        loader = {"train_dataloader__num_workers": 2, "train_dataloader__persistent_workers": persistent}
+        toy_world.assert_same(alone, run(tmp_path / f"workers{persistent}", **loader))
+
+
+def test_epochs_and_accumulation(tmp_path: Path) -> None:
+    changes = {"train_cfg": EPOCHS, "optim_wrapper__accumulative_counts": 2}
+    whole = run(tmp_path / "whole", **changes)
+    # Step 3 is in the middle of an accumulation window; the run goes on to its end, step 4.
+    parts = run(tmp_path / "parts", stops=(3, 5), **changes)
+    assert len(whole["log"]) == 10
+    toy_world.assert_same(whole, parts)
+
+
+def test_the_test_can_tell(tmp_path: Path) -> None:
+    """Another seed, and a run without its random numbers restored, are both noticed."""
+    whole = run(tmp_path / "whole")
+    other = run(tmp_path / "other", randomness__seed=4)
+    with pytest.raises(AssertionError):
+        toy_world.assert_same(whole["log"], other["log"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PerceptionRunner, "restore_pending_rng", lambda self: None)
+        forgetful = run(tmp_path / "forgetful", stops=(3,))
+    with pytest.raises(AssertionError):
+        toy_world.assert_same(whole["log"], forgetful["log"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_dataloader__batch_size": 5}, "batch_size is 2 in the checkpoint and 5 here"),
+        ({"randomness__seed": 9}, "seed is 3 in the checkpoint and 9 here"),
+        ({"train_dataloader__dataset__num_samples": 11}, "num_samples is 10 in the checkpoint and 11 here"),
+        ({"model__width": 9}, "of another shape: det.weight .1, 8. .here .1, 9.."),
+        ({"param_scheduler": None}, "0 learning-rate schedules, the checkpoint 2"),
+    ],
+)
+def test_changed_runs_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    run(tmp_path / "run", train_cfg=dict(by_epoch=False, max_iters=5))
+    cfg = toy_world.config(tmp_path / "run", resume=True, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        PerceptionRunner.from_cfg(cfg).train()
+
+
+def test_changed_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "run", train_cfg=dict(by_epoch=False, max_iters=5))
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_world.ToyDataset, "METAINFO", {"classes": ("car", "van")})
+        for changes in (
+            {"resume": True},
+            {"load_from": str(tmp_path / "run"), "work_dir": str(tmp_path / "new")},
+        ):
+            cfg = toy_world.config(tmp_path / "run", **changes)
+            with pytest.raises(
+                CheckpointError, match=r"only in the config \['van'\], only in the checkpoint \['bus'\]"
+            ):
+                PerceptionRunner.from_cfg(cfg).train()
+    monkeypatch.setattr(toy_world.ToyModel, "task_names", ("seg", "det"))
+    with pytest.raises(CheckpointError, match="tasks differ: same names in another order"):
+        PerceptionRunner.from_cfg(toy_world.config(tmp_path / "run", resume=True)).train()
+
+
+def test_a_used_folder_needs_resume(tmp_path: Path) -> None:
+    run(tmp_path / "run", train_cfg=dict(by_epoch=False, max_iters=5))
+    with pytest.raises(WorkDirError, match="holds a run already. Continue it with --resume"):
+        run(tmp_path / "run")
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    cfg = toy_world.config(tmp_path / "run", resume=True)
+    PerceptionRunner.from_cfg(cfg).train()
+    toy_world.assert_same(toy_world.fingerprint(tmp_path / "run"), run(tmp_path / "again"))

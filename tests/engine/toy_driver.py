@@ -1,0 +1,77 @@
+"""A process of its own for the toy world: runs jobs from the command line, one after the other, on one or more ranks.
+
+    python toy_driver.py '[{"job": "train", "work_dir": "...", "resume": false, "changes": {...}}, ...]'
+
+Jobs share the process because starting one costs seconds.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import toy_world
+
+from perception.engine import PerceptionRunner, collectives
+
+
+def train(work_dir: str, *, resume: bool = False, stop_after: int | None = None, **changes: Any) -> None:
+    cfg = toy_world.config(work_dir, resume=resume, **changes)
+    PerceptionRunner.from_cfg(cfg).train(stop_after=stop_after)
+
+
+def signal_at(work_dir: str, *, step: int, rank: int, number: int, **changes: Any) -> None:
+    """Train; one rank gets a signal while it is in the middle of a step. Every rank must leave with 143."""
+    runner = PerceptionRunner.from_cfg(toy_world.config(work_dir, **changes))
+    real_begin = toy_world.BalancedOptimWrapper.begin_step
+
+    def begin(self: Any, context: Any) -> None:
+        if context.step == step and runner.rank == rank:
+            os.kill(os.getpid(), number)
+        real_begin(self, context)
+
+    toy_world.BalancedOptimWrapper.begin_step = begin
+    try:
+        runner.train()
+    except SystemExit as stop:
+        Path(f"{work_dir}.exit{runner.rank}").write_text(f"{stop.code} {runner.iter}")
+    finally:
+        toy_world.BalancedOptimWrapper.begin_step = real_begin
+
+
+def evaluate(work_dir: str, *, out: str, **changes: Any) -> None:
+    """The metrics of untrained weights, and which samples this rank saw."""
+    from perception.engine import test
+
+    seen: list[str] = []
+    real_step = toy_world.ToyModel.val_step
+
+    def step(self: Any, data: Any) -> Any:
+        seen.extend(sample.sample_token for sample in data["data_samples"])
+        return real_step(self, data)
+
+    toy_world.ToyModel.test_step = step
+    metrics = test(toy_world.config(work_dir, **changes), untrained=True)
+    Path(f"{out}.{collectives.rank()}").write_text(json.dumps({"metrics": metrics, "seen": seen}))
+
+
+def gradients(work_dir: str, *, out: str, **changes: Any) -> None:
+    """One SGD step with learning rate 1 from fixed weights; the weights afterwards."""
+    runner = PerceptionRunner.from_cfg(toy_world.config(work_dir, **changes))
+    runner.train(stop_after=1)
+    if runner.rank == 0:
+        torch.save(runner.strategy.model_state_dict(), out)
+
+
+def main() -> None:
+    jobs = {"train": train, "signal": signal_at, "evaluate": evaluate, "gradients": gradients}
+    for job in json.loads(sys.argv[1]):
+        jobs[job.pop("job")](**job.pop("changes", {}), **job)
+
+
+if __name__ == "__main__":
+    signal.alarm(150)
+    main()

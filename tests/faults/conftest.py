@@ -1,0 +1,6 @@
+"""Lets tests, and the processes that they start, import the toy world."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
