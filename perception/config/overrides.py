@@ -86,6 +86,7 @@ def _apply_one(root: dict, key: str, value: Any, accepted: AcceptedKeys) -> None
             if is_last:
                 node[int(part)] = value
                 return
+            parts[depth] = str(int(part) % len(node))  # counted from the front from here on
             node = node[int(part)]
         else:
             raise ConfigError(

@@ -44,6 +44,12 @@ def test_lists_are_indexed():
     assert root == {"a": [{"b": 4}, {"b": 5}]}
 
 
+def test_place_in_a_list_counts_from_the_front_or_the_end():
+    root = {"a": [{}, {}]}
+    apply_overrides(root, [("a.-1.new", 1)], {"a.1": {"new"}}.get)
+    assert root == {"a": [{}, {"new": 1}]}
+
+
 def test_all_unknown_keys_are_told_at_once():
     with pytest.raises(ConfigError) as error:
         apply_overrides({"abc": {"lr": 1}}, [("abd", 1), ("abc.lrr", 1), ("abc.lr.x", 1)], lambda path: None)

@@ -5,10 +5,8 @@ from mmengine.config import read_base
 with read_base():
     from .adamw_24e import *
 
-optim_wrapper.update(
-    optimizer=dict(lr=6e-4),
-    paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=1.0)}),
-)
+optim_wrapper.update(optimizer=dict(lr=6e-4))
+optim_wrapper.pop("paramwise_cfg")  # nothing is pretrained, so the backbone learns at the full rate
 param_scheduler[0].update(end=100)
 param_scheduler[1].update(T_max=12, end=12)
 train_cfg.update(max_epochs=12, val_interval=12)
