@@ -40,7 +40,8 @@ def browse(
     if isinstance(dataset, NuScenesBEVDataset):
         built, map_grid = dataset, None
     else:
-        built, map_grid = DATASETS.build(dict(dataset)), map_grid_of(dataset["pipeline"])
+        settings: dict[str, Any] = dict(dataset)
+        built, map_grid = DATASETS.build(settings), map_grid_of(settings["pipeline"])
     built.set_epoch(epoch)
     if indices is None:
         indices = sorted(
