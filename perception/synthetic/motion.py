@@ -80,13 +80,13 @@ def travelled(times: Array, speed: Array) -> Array:
     return np.asarray(s - np.interp(0.0, times, s))
 
 
-def draw_ego_speed(rng: np.random.Generator, times: Array) -> Array:
-    """Draw the ego vehicle's speed (n,) m/s: 3.5 to 7.5 m/s with slow changes; two scenes in five have a stop."""
+def draw_ego_speed(rng: np.random.Generator, times: Array, *, stops: bool) -> Array:
+    """Draw the ego vehicle's speed (n,) m/s: 3.5 to 7.5 m/s, slowly changing; if it `stops`, with a halt of 2 to 4 s."""
     base = rng.uniform(3.5, 7.5)
     speed = base * (
         1.0 + 0.15 * np.sin(2 * np.pi * times / rng.uniform(8.0, 16.0) + rng.uniform(0, 2 * np.pi))
     )
-    if rng.random() < 0.4:
+    if stops:
         middle, half, ramp = rng.uniform(0.25, 0.7) * times[-1], rng.uniform(1.0, 2.2), 2.5
         speed = speed * np.clip((np.abs(times - middle) - half) / ramp, 0.0, 1.0)
     return np.asarray(speed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from perception.utils import DataError, fsync_dir, get_logger, read_json, write_json_atomic
 
-FORMAT = 1  # raised whenever the same parameters would give another world
+FORMAT = 2  # raised whenever the same parameters would give another world
 MARKER = "synthetic.json"
 _OWNER = "owner.pid"
 

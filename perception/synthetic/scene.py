@@ -22,6 +22,7 @@ from perception.utils import stable_seed
 SAMPLE_PERIOD = 0.5  # seconds: key frames at 2 Hz
 SLOT = 480.0  # each scene has a square of this size on its map, metres
 
+STOP_PLAN: tuple[int, ...] = (1, 3, 5, 8)  # scenes in which the ego vehicle, and traffic with it, stops once
 # (own direction, oncoming) lanes and how winding the road is, one entry per scene of names.SCENE_NAMES.
 LANE_PLAN: tuple[tuple[int, int], ...] = (
     (1, 1),
@@ -141,7 +142,7 @@ def _outline(actor: Actor) -> Polygon:
 def build_scene(spec: SceneSpec) -> Scene:
     """Draw a scene: road, light, the ego vehicle's drive, traffic and surroundings."""
     times = time_grid((spec.num_samples - 1) * SAMPLE_PERIOD)
-    speed = draw_ego_speed(spec.rng("speed"), times)
+    speed = draw_ego_speed(spec.rng("speed"), times, stops=spec.index in STOP_PLAN)
     travel = float(travelled(times, speed)[-1])
     road = build_road(
         spec.rng("road"), travel=travel, lanes=LANE_PLAN[spec.index], bend=BEND_PLAN[spec.index]

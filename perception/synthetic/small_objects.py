@@ -34,8 +34,14 @@ def pedestrian(rng: np.random.Generator, length: float, w: float, h: float, *, w
         )
     parts += [
         box(
-            (-0.2 * length, 0.2 * length), (-0.32 * w, 0.32 * w), (0.45 * h, 0.83 * h), shirt, sides=0.04 * w
+            (-0.28 * length, 0.28 * length),
+            (-0.32 * w, 0.32 * w),
+            (0.45 * h, 0.83 * h),
+            shirt,
+            sides=0.04 * w,
         ),
+        box((-0.2 * length, 0.44 * length), (-0.25 * w, -0.02 * w), (0.0, 0.05 * h), DARK),
+        box((-0.2 * length, 0.44 * length), (0.02 * w, 0.25 * w), (0.0, 0.05 * h), DARK),
         box((-0.15 * length, 0.17 * length), (-0.15 * w, 0.15 * w), (0.85 * h, h), skin, sides=0.02 * w),
         box((-0.17 * length, 0.02 * length), (-0.16 * w, 0.16 * w), (0.9 * h, h), (30, 35, 45)),
     ]

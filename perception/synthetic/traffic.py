@@ -93,10 +93,13 @@ class TrafficBuilder:
         *,
         gap: float = 0.1,
         size: tuple[float, float, float] | None = None,
+        parked: bool = True,
     ) -> bool:
         xy, yaw = self.road.centre.at(s)
         xy = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
-        return self._place(name, standing(self.times, xy, float(yaw) + turn), gap=gap, static=True, size=size)
+        return self._place(
+            name, standing(self.times, xy, float(yaw) + turn), gap=gap, static=parked, size=size
+        )
 
     def _kerbside(self, side: int) -> None:
         """Fill one kerb with parked vehicles and works; without a parking strip only small things stand there."""
@@ -132,7 +135,9 @@ class TrafficBuilder:
             while road.is_blocked(s, s + size[1]) and s < road.centre.length - 14.0:
                 s += 1.0
             u = edge - side * (size[0] / 2 + max(0.05, min(0.25, strip - size[0])) * rng.random())
-            self._stand(item, s + size[1] / 2, u, forward + rng.normal(0.0, 0.02), size=size)
+            # a bus at the kerb is at its stop, the others are parked
+            turn = forward + rng.normal(0.0, 0.02)
+            self._stand(item, s + size[1] / 2, u, turn, size=size, parked=item != "bus")
             s += size[1] + rng.uniform(0.9, 3.0)
 
     def _verge(self, side: int) -> None:
