@@ -81,7 +81,7 @@ def travelled(times: Array, speed: Array) -> Array:
 
 
 def draw_ego_speed(rng: np.random.Generator, times: Array, *, stops: bool) -> Array:
-    """Draw the ego vehicle's speed (n,) m/s: 3.5 to 7.5 m/s, slowly changing; if it `stops`, with a halt of 2 to 4 s."""
+    """Draw the ego vehicle's speed (n,) m/s: 3.5 to 7.5 m/s, slowly changing, with a halt if it `stops`."""
     base = rng.uniform(3.5, 7.5)
     speed = base * (
         1.0 + 0.15 * np.sin(2 * np.pi * times / rng.uniform(8.0, 16.0) + rng.uniform(0, 2 * np.pi))

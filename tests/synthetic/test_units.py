@@ -153,7 +153,8 @@ def test_kernels_work_where_no_cache_can_be_written() -> None:
     code = (
         "import numba.core.caching as c; c.CacheImpl._locator_classes = []\n"
         "import numpy as np\nfrom perception.synthetic import raster\n"
-        "n = np.zeros(3, dtype=np.int64); raster.count_ids(np.full((2, 2), 2, dtype=np.int32), n); print(n[2], raster.count_ids.stats.cache_path)"
+        "n = np.zeros(3, dtype=np.int64); raster.count_ids(np.full((2, 2), 2, dtype=np.int32), n)\n"
+        "print(n[2], raster.count_ids.stats.cache_path)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "4 None", done.stderr
