@@ -10,10 +10,12 @@ A line has a `kind`:
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from perception.engine.run_folder import LOG_FILE, to_plain
+from perception.engine.work_dir import WorkDirError
 from perception.utils import write_bytes_atomic
 
 
@@ -39,11 +41,22 @@ class JsonlLog:
         write_bytes_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode("utf-8"))
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line and hand it to the operating system.
+
+        Raises:
+            WorkDirError: the disk is full.
+        """
         if self._file is None:
-            self._file = open(self.path, "a", encoding="utf-8")
-        self._file.write(json.dumps(to_plain(line)) + "\n")
-        self._file.flush()
+            self._file = open(self.path, "ab", buffering=0)
+        try:
+            self._file.write((json.dumps(to_plain(line)) + "\n").encode("utf-8"))
+        except OSError as error:
+            free = shutil.disk_usage(self.path.parent).free / 2**20
+            raise WorkDirError(
+                f"the log cannot be written ({error.strerror}); free space there: {free:.0f} MiB. Free some, then "
+                "continue with --resume",
+                path=self.path,
+            ) from error
 
     def sync(self) -> None:
         """Force what was written to the disk."""

@@ -94,6 +94,9 @@ class PerceptionRunner(FlexibleRunner):
     should_stop: bool = False
     last_log_line: dict[str, Any]
     _has_loaded: bool
+    _train_loop: Any
+    _val_loop: Any
+    _test_loop: Any
     _stop_after: int | None = None
     _pending_rng: dict[str, Any] | None = None
     _train_seconds: float = 0.0

@@ -29,7 +29,7 @@ class TrainLoop(BaseLoop):
         by_epoch: whether `val_interval` and `val_begin` count epochs (else iterations).
         max_epochs: end of training if `by_epoch`.
         max_iters: end of training if not `by_epoch`.
-        val_interval: evaluate every so many epochs or iterations and at the end; None never.
+        val_interval: evaluate every so many epochs or iterations, and at the end; None only at the end.
         val_begin: no evaluation before this epoch or iteration.
 
     Raises:
@@ -44,7 +44,7 @@ class TrainLoop(BaseLoop):
         by_epoch: bool = True,
         max_epochs: int | None = None,
         max_iters: int | None = None,
-        val_interval: int | None = 1,
+        val_interval: int | None = None,
         val_begin: int = 1,
     ) -> None:
         limit = max_epochs if by_epoch else max_iters
@@ -161,12 +161,13 @@ class TrainLoop(BaseLoop):
             self._evaluate()
 
     def _is_evaluation_due(self) -> bool:
-        if self.runner.val_loop is None or self.val_interval is None:
+        if self.runner.val_loop is None:
             return False
         if self.by_epoch and self.batch_idx != 0:
             return False
         count = self.epoch if self.by_epoch else self._iter
-        return count >= self.val_begin and (count % self.val_interval == 0 or self._iter == self._max_iters)
+        is_turn = self.val_interval is not None and count % self.val_interval == 0
+        return count >= self.val_begin and (is_turn or self._iter == self._max_iters)
 
     def _evaluate(self) -> None:
         # Whether and when a run evaluates must not change how it trains.

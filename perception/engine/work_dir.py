@@ -3,6 +3,7 @@
 import fcntl
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -44,7 +45,7 @@ def prepare_work_dir(path: str | Path) -> Path:
             path=folder,
         ) from error
     finally:
-        if probe.exists():
+        with suppress(OSError):
             probe.unlink()
     return folder
 

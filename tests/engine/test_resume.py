@@ -87,7 +87,7 @@ def test_changed_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             {"resume": True},
             {"load_from": str(tmp_path / "run"), "work_dir": str(tmp_path / "new")},
         ):
-            cfg = toy_world.config(tmp_path / "run", **changes)
+            cfg = toy_world.config(changes.pop("work_dir", tmp_path / "run"), **changes)
             with pytest.raises(
                 CheckpointError, match=r"only in the config \['van'\], only in the checkpoint \['bus'\]"
             ):

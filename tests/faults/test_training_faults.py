@@ -13,7 +13,7 @@ import torch
 import toy_world
 
 from perception.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from perception.engine import PerceptionRunner, TrainingTerminated, WorkDirError, read_log
+from perception.engine import PerceptionRunner, TrainingTerminated, WorkDirError, read_log, work_dir
 from perception.engine.work_dir import WorkDirLock, prepare_work_dir
 
 
@@ -129,8 +129,8 @@ def test_ten_in_a_row_end_the_run(tmp_path: Path) -> None:
     """F8: the error names the last good checkpoint, and no bad one is ever published."""
     build(tmp_path / "run").train(stop_after=2)
     all_bad = {index: "loss" for index in range(10)}
-    runner = build(tmp_path / "run", resume=True, train_dataloader__dataset__bad=all_bad,
-                   default_hooks__checkpoint=None, default_hooks={"checkpoint": {"interval": 1}})  # fmt: skip
+    hooks = {"checkpoint": {"interval": 1}}
+    runner = build(tmp_path / "run", resume=True, train_dataloader__dataset__bad=all_bad, default_hooks=hooks)
     good = find_checkpoint(tmp_path / "run")
     before = load_checkpoint(good)
     with pytest.raises(
@@ -161,7 +161,7 @@ def test_non_finite_weights_are_not_published(tmp_path: Path) -> None:
 def test_disk_full_in_training(tmp_path: Path) -> None:
     """F1 in a run: exit with the path and free space, the checkpoint before survives, resume continues."""
     runner = build(tmp_path / "run", default_hooks={"checkpoint": {"interval": 4, "max_keep": 1}})
-    real, saved = os.fsync, {}
+    real = os.fsync
 
     def full(descriptor: int) -> None:
         if runner.iter == 8:
@@ -184,11 +184,15 @@ def test_disk_full_in_training(tmp_path: Path) -> None:
 def test_second_process_is_refused_with_the_pid(tmp_path: Path) -> None:
     """F17: and a dead process's lock is taken over."""
     script = (
-        "import sys, time; from perception.engine.work_dir import WorkDirLock\n"
-        "with WorkDirLock(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+        "import runpy, sys, time\n"
+        "lock = runpy.run_path(sys.argv[1])['WorkDirLock']\n"
+        "with lock(sys.argv[2]):\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-c", script, work_dir.__file__, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
     )
     try:
         assert holder.stdout is not None

@@ -122,10 +122,14 @@ class LogHook(Hook):
         if self._log is not None:
             self._log.write({"kind": "val", "step": runner.iter, "seconds": seconds, "metrics": metrics})
 
+    def after_run(self, runner: Any) -> None:
+        """Make the log durable."""
+        if self._log is not None:
+            self._log.sync()
+
     def close(self) -> None:
         """Close the log, however the run ended."""
         if self._log is not None:
-            self._log.sync()
             self._log.close()
 
     def _progress(self, runner: Any, line: Mapping[str, Any]) -> str:
