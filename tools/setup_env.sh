@@ -23,7 +23,7 @@ setup_env() {
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     cd "$root"
     stamp=.venv/.perception-setup
-    wanted="$(cat setup.cfg pyproject.toml constraints.txt tools/setup_env.sh | sha256sum | cut -d' ' -f1) $root"
+    wanted="$(cat setup.cfg constraints.txt tools/setup_env.sh | sha256sum | cut -d' ' -f1) $root"
     if [ -x .venv/bin/perception ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         echo "setup: .venv is up to date"
         return
