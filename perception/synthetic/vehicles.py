@@ -37,7 +37,7 @@ def pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
 def _wheels(xs: list[float], width: float, radius: float) -> list[Mesh]:
     half = 0.13
     return [
-        cylinder((x, s * (width / 2 - half - 0.01), radius), radius, half, TYRE) for x in xs for s in (-1, 1)
+        cylinder((x, s * (width / 2 - half - 0.002), radius), radius, half, TYRE) for x in xs for s in (-1, 1)
     ]
 
 
@@ -104,7 +104,7 @@ def bus(rng: np.random.Generator, length: float, w: float, h: float) -> Mesh:
     paint = pick(rng, BUS_COLOURS)
     x, y = length / 2, w / 2
     parts = [
-        box((-x + 0.01, x - 0.01), (-y + 0.01, y - 0.01), (0.1 * h, 0.93 * h), paint),
+        box((-x + 0.01, x - 0.01), (-y + 0.02, y - 0.02), (0.1 * h, 0.93 * h), paint),
         box((-x + 0.1, x - 0.1), (-0.46 * w, 0.46 * w), (0.93 * h, h), (225, 225, 225)),
         side_panels((-x + 0.5, x - 0.5), y, (0.46 * h, 0.78 * h), GLASS),
         panel(x - 0.005, (-0.45 * w, 0.45 * w), (0.4 * h, 0.8 * h), GLASS),
