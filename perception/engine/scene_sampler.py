@@ -17,7 +17,8 @@ class SceneSampler(Sampler[int]):
     is repeated or dropped, so ranks may differ in length.
 
     Args:
-        dataset: has `scene_tokens() -> list[str]`, or `get_data_info(index)["scene_token"]`; within a scene its
+        dataset: has `scene_tokens`, a list of str or a method that returns one, or
+        `get_data_info(index)["scene_token"]`; within a scene its
             order is that of time.
         seed: unused; MMEngine passes it to every sampler.
         rank: this rank; by default the process group's.
@@ -86,7 +87,8 @@ def read_scene_tokens(dataset: Any) -> list[str]:
         ValueError: the dataset does not name its scenes.
     """
     if hasattr(dataset, "scene_tokens"):
-        return list(dataset.scene_tokens())
+        tokens = dataset.scene_tokens
+        return list(tokens() if callable(tokens) else tokens)
     if hasattr(dataset, "get_data_info"):
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         if all("scene_token" in info for info in infos):

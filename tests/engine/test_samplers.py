@@ -102,3 +102,10 @@ def test_workers_know_the_epoch(options: dict[str, Any]) -> None:
 def test_unknown_loader_key() -> None:
     with pytest.raises(ValueError, match=r"unknown keys \['num_worker'\]"):
         build_dataloader(dict(dataset=[1], num_worker=2), seed=0)
+
+
+def test_scene_tokens_may_be_a_property() -> None:
+    class Listed:
+        scene_tokens = ("a", "b", "a")
+
+    assert list(SceneSampler(Listed(), rank=0, world_size=1)) == [0, 2, 1]
