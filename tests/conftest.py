@@ -6,6 +6,7 @@ import pytest
 
 # `import mmdet3d` needs mmcv's compiled module, which this import stands in for.
 import perception  # noqa: F401
+from tests.parity import require
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -17,6 +18,12 @@ def shared_root() -> Path:
     if not (root / "data").is_dir():
         pytest.skip(f"the reference data is not at {root}")
     return root
+
+
+@pytest.fixture(scope="session")
+def parity_folder() -> Path:
+    """Folder of the official code's numbers; tests that need it are skipped where it is not."""
+    return require(".")
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,15 @@
 
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from perception.models import BEVEncoder, BoxHead
-
-FOLDER = Path(os.environ.get("PERCEPTION_PARITY", Path(__file__).parents[3] / "shared" / "parity"))
+from tests.parity import require
 
 RENAMES = (
     (r"^pts_bbox_head\.transformer\.encoder\.layers\.", "bev_encoder.layers."),
@@ -95,13 +91,6 @@ class Fixture:
             self.image_shape,
             prev_bev,
         )
-
-
-def require(name: str) -> Path:
-    path = FOLDER / name
-    if not path.exists():
-        pytest.skip(f"no {path}; set PERCEPTION_PARITY to the parity folder")
-    return path
 
 
 def read_arrays(name: str) -> dict[str, Tensor]:

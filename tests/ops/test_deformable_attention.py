@@ -1,14 +1,10 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 from perception.ops import multi_scale_deformable_attention
-
-PARITY = Path(os.environ.get("PERCEPTION_PARITY", Path(__file__).resolve().parents[3] / "shared" / "parity"))
+from tests.parity import require
 
 
 def make_inputs(
@@ -57,10 +53,7 @@ def test_matches_mmcv():
 
 
 def load_parity() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
-    path = PARITY / "fixtures" / "micro_msda.npz"
-    if not path.is_file():
-        pytest.skip(f"no parity fixtures at {PARITY}: set PERCEPTION_PARITY to the folder that has them")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(require("fixtures/micro_msda.npz"), allow_pickle=False) as arrays:
         data = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     return [(int(h), int(w)) for h, w in data.pop("spatial_shapes")], data
 

@@ -1,6 +1,7 @@
 """The motion vector and the shift that it gives, against explicit 4×4 poses."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def test_shift_is_the_displacement_in_lidar_axes(seed: int) -> None:
     np.testing.assert_allclose(bev_shift(motion, GRID)[0].numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("before", "after", "change"), [(179.0, -179.0, 2.0), (-179.0, 179.0, -2.0), (10.0, 40.0, 30.0)])
+@pytest.mark.parametrize(
+    ("before", "after", "change"), [(179.0, -179.0, 2.0), (-179.0, 179.0, -2.0), (10.0, 40.0, 30.0)]
+)
 def test_yaw_change_wraps(before: float, after: float, change: float) -> None:
     motion = ego_motion(pose(0, 0, math.radians(before)), pose(0, 0, math.radians(after)), LIDAR2EGO)
     assert motion[17] == pytest.approx(change)
@@ -47,7 +50,8 @@ def test_first_frame_has_no_motion() -> None:
     assert motion[17] == 0
 
 
-def test_shift_equals_upstream(parity_folder) -> None:
+@pytest.mark.data
+def test_shift_equals_upstream(parity_folder: Path) -> None:
     arrays = np.load(parity_folder / "fixtures" / "b_hist_16x24_asym.npz", allow_pickle=False)
     motion = torch.from_numpy(arrays["inputs/frame0/can_bus"]).double().reshape(1, 18)
     np.testing.assert_allclose(bev_shift(motion, GRID).numpy(), arrays["outputs/enc/shift"], atol=3e-6)
