@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._parser import add_verb, positive_int
+from perception.cli._parser import add_verb, int_between, positive_int
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,13 +26,15 @@ def add_parser(verbs: Any) -> None:
     _add_format(synthesize)
     synthesize.add_argument("--out", required=True, help="folder to write; must not hold another world")
     synthesize.add_argument(
-        "--scenes", type=int, choices=range(1, 11), default=10, help="number of scenes, 1 to 10 (default 10)"
+        "--scenes", type=int_between(1, 10), default=10, help="number of scenes, 1 to 10 (default 10)"
     )
     synthesize.add_argument(
-        "--samples-per-scene", type=int, choices=range(2, 41), default=40, metavar="2...40", help="key frames"
+        "--samples-per-scene", type=int_between(2, 40), default=40, help="key frames, 2 to 40 (default 40)"
     )
     synthesize.add_argument("--overwrite", action="store_true", help="replace another synthetic world in OUT")
-    synthesize.add_argument("--seed", type=int, default=0, help="same seed, same world (default 0)")
+    synthesize.add_argument(
+        "--seed", type=int_between(0, 2**31 - 1), default=0, help="same seed, same world (default 0)"
+    )
     synthesize.add_argument("--workers", type=positive_int, help="processes; default one per core")
 
     prepare = add_verb(

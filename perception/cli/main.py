@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         if message is not None:
             print(f"perception: error: {message}", file=sys.stderr)
+        else:
+            print(f"perception: error: unexpected {type(error).__name__}, see above", file=sys.stderr)
         return code
 
 
@@ -104,16 +106,18 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         (ConfigError, exit_codes.USAGE),
         (DataError, exit_codes.DATA),
         (CheckpointError, exit_codes.CHECKPOINT),
+        (FloatingPointError, exit_codes.RUN_FAILED),
+        (ValueError, exit_codes.RUN_FAILED),
+        (NotImplementedError, exit_codes.RUN_FAILED),
     )
+    if type(error).__name__ == "WorkDirError":  # importing its class would import the whole engine
+        return exit_codes.USAGE, str(error)
     for kind, code in codes:
         if isinstance(error, kind):
-            return code, _last_line(str(error), kind.__name__)
-    if type(error).__name__ == "WorkDirError":
-        return exit_codes.USAGE, str(error)
-    if isinstance(error, FloatingPointError):
-        return exit_codes.RUN_FAILED, str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return exit_codes.RUN_FAILED, f"{error.strerror}: {error.filename}"
+            return code, _last_line(str(error), type(error).__name__) or None
+    if isinstance(error, OSError):
+        is_plain = error.filename is None
+        return exit_codes.RUN_FAILED, str(error) if is_plain else f"{error.strerror}: {error.filename}"
     return exit_codes.RUN_FAILED, None
 
 
