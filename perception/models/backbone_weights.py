@@ -1,6 +1,7 @@
 """Loading pretrained backbone weights from a local file, safely."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ def load_backbone(backbone: nn.Module, path: str | None, sha256: str | None = No
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the hash differs, or the keys do not fit the backbone.
+        ValueError: the hash differs, the file holds more than tensors, or the keys do not fit the backbone.
     """
     logger = get_logger(__name__)
     if path is None:
@@ -53,5 +54,10 @@ def load_backbone(backbone: nn.Module, path: str | None, sha256: str | None = No
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return load_file(file)
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{file} holds more than tensors, and code in a file is never run. Save its state dict as .safetensors."
+        ) from error
     return state.get("state_dict", state)

@@ -16,6 +16,8 @@ from perception.models.temporal_self_attention import TemporalSelfAttention
 from perception.registry import MODELS
 from perception.structures import EGO_MOTION_SIZE, BEVGrid, bev_shift
 
+_FOCUSED_STD = 0.02
+
 
 class LearnedPositionalEncoding(nn.Module):
     """One learned vector per column and one per row, concatenated in that order.
@@ -53,6 +55,7 @@ class BEVEncoderLayer(nn.Module):
         num_points_spatial: sampled per head, level and camera.
         ffn_dims: hidden width of the feed-forward.
         dropout: probability, everywhere.
+        focused_init: of the spatial cross-attention.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class BEVEncoderLayer(nn.Module):
         num_points_spatial: int,
         ffn_dims: int,
         dropout: float,
+        focused_init: bool,
     ) -> None:
         super().__init__()
         self.temporal_self_attention = TemporalSelfAttention(
@@ -78,6 +82,7 @@ class BEVEncoderLayer(nn.Module):
             num_points=num_points_spatial,
             num_points_in_pillar=num_points_in_pillar,
             dropout=dropout,
+            focused_init=focused_init,
         )
         self.ffn = FeedForward(embed_dims=embed_dims, hidden_dims=ffn_dims, dropout=dropout)
         self.norms = nn.ModuleList([nn.LayerNorm(embed_dims) for _ in range(3)])
@@ -125,6 +130,9 @@ class BEVEncoder(nn.Module):
         rotate_center: (x, y) in cells about which history turns as upstream does it; None: the vehicle, in metres.
         static_cameras: give all queries to all cameras (constant shapes, for export) instead of the visible ones.
         num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
+        focused_init: start as little more than a projection of the image features: small BEV, camera, level and motion
+            embeddings, and each head of the spatial cross-attention at one height of the pillar. Upstream starts from
+            unit noise in each cell and wide offsets, which long training forgets and a short one does not.
 
     Raises:
         ValueError: odd C, or more levels than level embeddings.
@@ -149,6 +157,7 @@ class BEVEncoder(nn.Module):
         rotate_center: tuple[float, float] | None = None,
         static_cameras: bool = False,
         num_level_embeds: int = 4,
+        focused_init: bool = False,
     ) -> None:
         super().__init__()
         if embed_dims % 2:
@@ -188,9 +197,12 @@ class BEVEncoder(nn.Module):
                 num_points_spatial=num_points_spatial,
                 ffn_dims=2 * embed_dims if ffn_dims is None else ffn_dims,
                 dropout=dropout,
+                focused_init=focused_init,
             )
             for _ in range(num_layers)
         )
+        if focused_init:
+            self._shrink_embeddings()
         centres = torch.from_numpy(self.grid.centres()).reshape(-1, 2)
         corner, extent = torch.tensor(pc_range[:2]), torch.tensor(self.grid.extent[:2])
         self.register_buffer(
@@ -199,6 +211,11 @@ class BEVEncoder(nn.Module):
         self.register_buffer("ref_3d", pillar_points(self.grid, num_points_in_pillar), persistent=False)
         self.ref_2d: Tensor
         self.ref_3d: Tensor
+
+    @torch.no_grad()
+    def _shrink_embeddings(self) -> None:
+        for embedding in (self.bev_embedding.weight, self.cams_embeds, self.level_embeds, self.can_bus_mlp.norm.weight):
+            embedding.mul_(_FOCUSED_STD)
 
     def forward(
         self,

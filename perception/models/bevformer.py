@@ -90,6 +90,9 @@ class BEVFormer(BaseModel):
         super().init_weights()
         load_backbone(self.img_backbone, self.backbone_weights, self.backbone_sha256)
 
+    def _dump_init_info(self) -> None:
+        """Nothing: MMEngine would log how each single parameter was initialised."""
+
     def reset_history(self) -> None:
         """Forget the BEV features of the last predicted batch."""
         self._history = {}

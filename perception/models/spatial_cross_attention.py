@@ -19,6 +19,9 @@ from perception.models._layers import (
 from perception.models.camera_projection import CameraPlan
 from perception.ops import multi_scale_deformable_attention
 
+_FOCUSED_SPREAD = 0.25  # of upstream's initial offsets
+_FOCUSED_LOGIT = 3.0  # softmax gives a head's own height 87 % of 4
+
 
 class SpatialCrossAttention(nn.Module):
     """Deformable attention around the projected pillar points, averaged over the cameras that see the cell.
@@ -34,6 +37,8 @@ class SpatialCrossAttention(nn.Module):
         num_points: P, a multiple of `num_points_in_pillar`.
         num_points_in_pillar: D.
         dropout: probability, on the output.
+        focused_init: start with head h looking at pillar point h mod D, close to where it projects; else as upstream,
+            all heads at all heights, up to P feature cells away.
 
     Raises:
         ValueError: C is not a multiple of H, or P not of D.
@@ -48,6 +53,7 @@ class SpatialCrossAttention(nn.Module):
         num_points: int = 8,
         num_points_in_pillar: int = 4,
         dropout: float = 0.1,
+        focused_init: bool = False,
     ) -> None:
         super().__init__()
         check_heads(embed_dims, num_heads)
@@ -69,6 +75,15 @@ class SpatialCrossAttention(nn.Module):
             (self.value_proj, self.output_proj),
             spread_offsets(num_heads, num_levels, num_points),
         )
+        if focused_init:
+            self._focus(num_points_in_pillar)
+
+    @torch.no_grad()
+    def _focus(self, num_anchors: int) -> None:
+        self.sampling_offsets.bias.mul_(_FOCUSED_SPREAD)
+        logits = self.attention_weights.bias.view(self.num_heads, self.num_levels, -1, num_anchors)
+        for head in range(self.num_heads):
+            logits[head, :, :, head % num_anchors] = _FOCUSED_LOGIT
 
     def forward(
         self, query: Tensor, features: Tensor, spatial_shapes: Sequence[tuple[int, int]], plan: CameraPlan

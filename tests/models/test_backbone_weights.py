@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from perception.models.backbone_weights import load_backbone
+from tests.models.small import small_model
 
 
 def net():
@@ -43,5 +44,14 @@ def test_bad_files_are_named(tmp_path):
 def test_a_pickle_is_refused(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"code": print}, file)
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="weights.pth holds more than tensors"):
         load_backbone(net(), str(file))
+
+
+def test_initialising_says_what_the_backbone_starts_from_and_little_more(caplog):
+    """MMEngine's own report has two lines for each parameter."""
+    model = small_model()
+    with caplog.at_level("INFO"):
+        model.init_weights()
+    assert "the image backbone starts from scratch" in caplog.text
+    assert len(caplog.text.splitlines()) < 5
