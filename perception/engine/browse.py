@@ -102,7 +102,11 @@ def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) 
         ann_file=str(index),
         data_root=str(root),
         test_mode=True,
-        pipeline=[LoadMultiViewImages(), LoadBEVMap(grid=MapGrid(), on_missing="skip"), PackBEVInputs()],
+        pipeline=[
+            LoadMultiViewImages(),
+            LoadBEVMap(grid=MapGrid(), on_missing="skip", cache_dir=None),  # looking at data writes nothing there
+            PackBEVInputs(),
+        ],
     )
 
 
