@@ -34,3 +34,29 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "nuscenes"
     synthesize(root, num_scenes=2, seed=0, samples_per_scene=4)
     return root
+
+
+@pytest.fixture(scope="session")
+def nano_index(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the index of the small world."""
+    from perception.datasets import prepare
+
+    out = tmp_path_factory.mktemp("index")
+    prepare(synthetic_root, out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def nano_options(synthetic_root: Path, nano_index: Path) -> list[str]:
+    """Overrides that point the nano config to the small world, for one epoch; no cache, no loader workers."""
+    words = [f"{loader}_dataloader.dataset.data_root={synthetic_root}" for loader in ("train", "val", "test")]
+    words += [f"{loader}_evaluator.0.data_root={synthetic_root}" for loader in ("val", "test")]
+    words += [f"train_dataloader.dataset.ann_file={nano_index / 'v1.0-mini_mini_train.json'}"]
+    words += [
+        f"{name}_dataloader.dataset.ann_file={nano_index / 'v1.0-mini_mini_val.json'}" for name in ("val", "test")
+    ]
+    for name in ("train", "val", "test"):
+        words += [f"{name}_dataloader.num_workers=0", f"{name}_dataloader.dataset.pipeline.-2.cache_dir=null"]
+    words += ["train_dataloader.batch_size=2", "train_cfg.max_epochs=1", "train_cfg.val_interval=null"]
+    words += ["param_scheduler.0.end=2", "param_scheduler.1.T_max=1", "param_scheduler.1.end=1"]
+    return words

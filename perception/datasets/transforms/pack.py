@@ -28,6 +28,9 @@ _META_KEYS = (
 class PackBEVInputs(BEVTransform):
     """Pack an item. F frames oldest first, N cameras.
 
+    Args:
+        with_images: False leaves out `inputs.img` and the metainfo `img_shape`: for what looks at ground truth only.
+
     Returns a dict:
         inputs.img: (F, N, 3, H, W) uint8, BGR.
         inputs.lidar2img: (F, N, 4, 4), pixels of these images.
@@ -40,9 +43,24 @@ class PackBEVInputs(BEVTransform):
         ValueError: the images have different sizes.
     """
 
+    def __init__(self, *, with_images: bool = True) -> None:
+        self._with_images = with_images
+
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack."""
         frames = results["frames"]
+        inputs = {
+            "lidar2img": _float_tensor([frame["lidar2img"] for frame in frames]),
+            "ego_motion": _float_tensor([frame["ego_motion"] for frame in frames]),
+            "has_prev": torch.tensor([frame["has_prev"] for frame in frames]),
+        }
+        sample = self._data_sample(results)
+        if self._with_images:
+            inputs["img"] = images = self._stack_images(frames)
+            sample.set_metainfo({"img_shape": tuple(images.shape[-2:])})
+        return {"inputs": inputs, "data_samples": sample}
+
+    def _stack_images(self, frames: list[dict[str, Any]]) -> torch.Tensor:
         shapes = {image.shape for frame in frames for image in frame["img"]}
         if len(shapes) != 1:
             raise ValueError(
@@ -51,17 +69,11 @@ class PackBEVInputs(BEVTransform):
         images = np.stack([image for frame in frames for image in frame["img"]])  # (F·N, H, W, 3)
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))  # (F·N, 3, H, W)
         images = images.reshape(len(frames), -1, *images.shape[1:])  # (F, N, 3, H, W)
-        inputs = {
-            "img": torch.from_numpy(images),
-            "lidar2img": _float_tensor([frame["lidar2img"] for frame in frames]),
-            "ego_motion": _float_tensor([frame["ego_motion"] for frame in frames]),
-            "has_prev": torch.tensor([frame["has_prev"] for frame in frames]),
-        }
-        return {"inputs": inputs, "data_samples": self._data_sample(results, images.shape[-2:])}
+        return torch.from_numpy(images)
 
-    def _data_sample(self, results: dict[str, Any], img_shape: tuple[int, ...]) -> Det3DDataSample:
+    def _data_sample(self, results: dict[str, Any]) -> Det3DDataSample:
         metainfo = {key: results[key] for key in _META_KEYS}
-        metainfo |= {"img_shape": tuple(img_shape), "img_paths": dict(results["frames"][-1]["img_paths"])}
+        metainfo |= {"img_paths": dict(results["frames"][-1]["img_paths"])}
         sample = Det3DDataSample(metainfo=metainfo)
         boxes = torch.from_numpy(results["gt_bboxes_3d"]).float()
         sample.gt_instances_3d = InstanceData(
