@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy_world
 
 from perception.checkpoint import CheckpointError
@@ -46,6 +47,14 @@ def test_epochs_and_accumulation(tmp_path: Path) -> None:
     # Step 3 is in the middle of an accumulation window; the run goes on to its end, step 4.
     parts = run(tmp_path / "parts", stops=(3, 5), **changes)
     assert len(whole["log"]) == 10
+    toy_world.assert_same(whole, parts)
+
+
+def test_fused_optimiser(tmp_path: Path) -> None:
+    """The shipped schedules' optimiser, whose CPU kernel is another one."""
+    changes = {"optim_wrapper__optimizer": dict(type=torch.optim.AdamW, lr=1e-2, fused=True)}
+    whole = run(tmp_path / "whole", **changes)
+    parts = run(tmp_path / "parts", stops=(3, 7), **changes)
     toy_world.assert_same(whole, parts)
 
 

@@ -10,7 +10,7 @@ from perception.engine import BalancedOptimWrapper
 
 optim_wrapper = dict(
     type=BalancedOptimWrapper,
-    optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.01),
+    optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.1)}),
     clip_grad=dict(max_norm=35.0, norm_type=2),
 )
