@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 
 class TaskLosses(Mapping[str, Tensor]):
     """Losses of the tasks that have a target in the local batch.
 
-    A task without a target is absent, not zero: a zero would enter Gram matrices and geometric means as if it
-    had
+    A task without a target is absent, not zero: a zero would enter Gram matrices and geometric means as if it had
     been measured.
 
     Args:
         losses: task → 0-dim loss, already divided by its number of targets.
-        num_targets: task → 0-dim number (≥ 1) that the loss was divided by. Ranks weight their losses with
-        it, so
+        num_targets: task → 0-dim number (≥ 1) that the loss was divided by. Ranks weight their losses with it, so
             that the sum over ranks is the loss of the global batch.
         task_names: every task that the model declares, in the order of the Gram matrix's rows.
 
@@ -23,7 +22,6 @@ class TaskLosses(Mapping[str, Tensor]):
         ValueError: a loss or a count names an undeclared task, or a loss has no count.
 
     Example:
-        >>> import torch
         >>> losses = TaskLosses({"det": torch.tensor(2.0)}, {"det": torch.tensor(4.0)}, ("det", "seg"))
         >>> losses.present
         (True, False)
@@ -35,16 +33,13 @@ class TaskLosses(Mapping[str, Tensor]):
         undeclared = sorted((set(losses) | set(num_targets)) - set(task_names))
         if undeclared:
             raise ValueError(
-                f"losses name tasks {undeclared} that the model does not declare (task_names = "
-                f"{list(task_names)}). "
-                "The text before the first dot of a loss key is its task: 'cls.d0.loss_focal', not "
-                "'d0.loss_cls'."
+                f"losses name tasks {undeclared} that the model does not declare (task_names = {list(task_names)}). "
+                "The text before the first dot of a loss key is its task: 'cls.d0.loss_focal', not 'd0.loss_cls'."
             )
         uncounted = sorted(set(losses) - set(num_targets))
         if uncounted:
             raise ValueError(
-                f"tasks {uncounted} have a loss but no '<task>.num_targets' in the loss dict; ranks need "
-                "the number "
+                f"tasks {uncounted} have a loss but no '<task>.num_targets' in the loss dict; ranks need the number "
                 "to weight their losses."
             )
         self.task_names = task_names
@@ -64,3 +59,13 @@ class TaskLosses(Mapping[str, Tensor]):
     def present(self) -> tuple[bool, ...]:
         """Which of `task_names` has a loss here, in their order."""
         return tuple(task in self._losses for task in self.task_names)
+
+    def total(self) -> Tensor:
+        """The plain sum, 0-dim: what one rank alone minimises without a balancing method.
+
+        Raises:
+            ValueError: no task has a loss.
+        """
+        if not self._losses:
+            raise ValueError(f"no task of {list(self.task_names)} has a target in this batch, so there is no loss.")
+        return torch.stack([loss.reshape(()) for loss in self._losses.values()]).sum()

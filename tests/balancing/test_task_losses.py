@@ -23,3 +23,16 @@ def test_undeclared_task_is_refused() -> None:
 def test_a_loss_needs_its_count() -> None:
     with pytest.raises(ValueError, match="num_targets"):
         TaskLosses({"cls": ONE}, {}, ("cls",))
+
+
+def test_total_is_the_sum_with_its_gradient() -> None:
+    weights = torch.tensor([2.0, 3.0], requires_grad=True)
+    losses = TaskLosses(
+        {"det": weights[0] * 5, "seg": weights[1:] ** 2}, {"seg": ONE, "det": ONE}, ("det", "seg", "depth")
+    )
+    assert losses.total().shape == ()
+    assert losses.total().item() == 19
+    losses.total().backward()
+    assert weights.grad.tolist() == [5, 6]
+    with pytest.raises(ValueError, match="no task"):
+        TaskLosses({}, {}, ("det",)).total()

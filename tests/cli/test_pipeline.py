@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import pytest
 
+from perception.checkpoint import find_checkpoint, load_state
 from perception.cli.main import main
+from perception.engine import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -96,21 +98,9 @@ def test_predict_on_real_images(options, tmp_path, shared_root):
     assert list(records) == ["ca9a282c9e77460f8360f564131a8af5"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "predict"])
 def test_bench(options, mode, capsys):
-    words = [
-        "bench",
-        "model",
-        "bevformer_nano",
-        "--mode",
-        mode,
-        "--steps",
-        "2",
-        "--batch-size",
-        "1",
-        "--json",
-    ]
+    words = ["bench", "model", "bevformer_nano", "--mode", mode, "--steps", "2", "--batch-size", "1", "--json"]
     assert main([*words, *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["samples_per_second"] > 0
@@ -120,13 +110,20 @@ def test_bench(options, mode, capsys):
 
 @pytest.mark.slow
 def test_two_ranks_by_the_launcher(options, tmp_path):
+    """Two steps of two samples on two ranks, then the evaluation, on the CPU."""
     run = tmp_path / "run"
+    one_a_rank = ["train_dataloader.batch_size=1"]
     done = subprocess.run(
-        ["bash", "tools/dist_train.sh", "bevformer_nano", "2", "--work-dir", str(run), *options],
+        ["bash", "tools/dist_train.sh", "bevformer_nano", "2", "--work-dir", str(run), *options, *one_a_rank],
         cwd=REPOSITORY,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (run / "checkpoints").is_dir()
+    assert load_state(find_checkpoint(run))["step"] == 2
+    assert load_state(find_checkpoint(run))["world_size"] == 2
+    assert set(json.loads((run / "metrics.json").read_text())) >= {"NDS", "mAP", "mIoU"}
+    lines = [line for line in read_log(run / "log.jsonl") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert set(lines[0]["tasks"]) == {"cls", "box", "velocity", "seg"}
