@@ -23,6 +23,7 @@ from perception.models.box_head import BoxHead, BoxTargets
 from perception.models.seg_head import SegHead
 from perception.models.task_losses import group_losses
 from perception.registry import MODELS
+from perception.utils import DataError
 
 DETECTION_TASKS = ("cls", "box", "velocity")
 SEGMENTATION_TASKS = ("seg",)
@@ -114,6 +115,7 @@ class BEVFormer(BaseModel):
 
         Raises:
             ValueError: unknown mode, missing data samples, or inputs of the wrong shape.
+            DataError: a ground-truth box is not finite or has no size.
         """
         self._check_inputs(inputs)
         if mode == "tensor":
@@ -272,7 +274,16 @@ class BEVFormer(BaseModel):
 
 def _box_targets(sample: Det3DDataSample) -> BoxTargets:
     instances = sample.gt_instances_3d
-    return BoxTargets(instances.bboxes_3d.tensor, instances.labels_3d)
+    boxes = instances.bboxes_3d.tensor
+    is_bad = ~boxes[:, :7].isfinite().all(dim=1) | (boxes[:, 3:6] <= 0).any(dim=1)
+    if bool(is_bad.any()):
+        number = int(is_bad.nonzero()[0])
+        raise DataError(
+            f"ground-truth box {number} is {boxes[number].tolist()}; x, y, z, l, w, h and yaw must be finite and the "
+            "sizes above 0. Repair the annotation and build the index again with `perception data prepare`.",
+            sample_token=sample.metainfo.get("sample_token"),
+        )
+    return BoxTargets(boxes, instances.labels_3d)
 
 
 def _map_target(sample: Det3DDataSample) -> Tensor | None:

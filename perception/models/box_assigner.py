@@ -3,13 +3,14 @@
 Legend: A any leading axes (layers, groups), q queries, G ground-truth boxes.
 """
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 MATCHED_CODE = 8
 """Code channels that count in the matching cost: all but the velocity."""
+
+_WORST = 1e9
 
 
 class HungarianAssigner:
@@ -56,6 +57,9 @@ class HungarianAssigner:
     ) -> list[tuple[Tensor, Tensor]]:
         """Match every leading slice on its own.
 
+        A prediction that is not finite costs the most, so it is matched all the same and its loss is not finite: what
+        becomes of the step is the optimiser wrapper's decision.
+
         Args:
             cls_scores: (A, q, num_classes), logits.
             codes: (A, q, 10), predicted codes, metres.
@@ -66,20 +70,15 @@ class HungarianAssigner:
             A pairs (query_idx, gt_idx), int64, of length min(q, G), sorted by query.
 
         Raises:
-            ValueError: a cost is not finite, i.e. a prediction or a box is not.
+            ValueError: a ground-truth box is not finite.
         """
-        cost = self.cls_cost(cls_scores.float(), gt_labels) + self.box_cost(codes.float(), gt_codes.float())
-        matrices = cost.cpu().numpy()
-        if not np.isfinite(matrices).all():
+        if not bool(gt_codes[:, :MATCHED_CODE].isfinite().all()):
             raise ValueError(
-                "the matching cost is not finite: "
-                + (
-                    "a ground-truth box"
-                    if not gt_codes[:, :MATCHED_CODE].isfinite().all()
-                    else "a prediction"
-                )
-                + " holds NaN or inf. Check the boxes' sizes (must be > 0), or lower the learning rate."
+                "a ground-truth box holds NaN or inf, or a size that is not positive, so no query can be matched to it. "
+                "Repair or filter the box."
             )
+        cost = self.cls_cost(cls_scores.float(), gt_labels) + self.box_cost(codes.float(), gt_codes.float())
+        matrices = cost.nan_to_num(nan=_WORST, posinf=_WORST, neginf=-_WORST).cpu().numpy()
         pairs = [linear_sum_assignment(matrix) for matrix in matrices]
         return [
             (torch.from_numpy(query).to(cost.device), torch.from_numpy(target).to(cost.device))

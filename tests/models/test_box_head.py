@@ -65,12 +65,27 @@ def test_velocity_does_not_enter_the_match():
     assert len(pairs[0][0]) == 3
 
 
-@pytest.mark.parametrize(("where", "message"), [("code", "a prediction"), ("gt", "a ground-truth box")])
-def test_costs_that_are_not_finite_are_named(where, message):
-    codes, gt = torch.zeros(1, 4, 10), encode_boxes(random_boxes(2))
-    (codes if where == "code" else gt)[..., 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=message):
-        HungarianAssigner().assign(torch.zeros(1, 4, 10), codes, gt, torch.tensor([0, 1]))
+def test_a_box_that_is_not_finite_is_named():
+    gt = encode_boxes(random_boxes(2))
+    gt[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a ground-truth box holds NaN"):
+        HungarianAssigner().assign(torch.zeros(1, 4, 10), torch.zeros(1, 4, 10), gt, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, INF, -INF])
+def test_predictions_that_are_not_finite_are_matched_last(value):
+    codes, scores = torch.zeros(1, 4, 10), torch.zeros(1, 4, 10)
+    codes[0, 0, 2] = value
+    scores[0, 1] = torch.nan
+    ((query, _),) = HungarianAssigner().assign(
+        scores, codes, encode_boxes(random_boxes(2)), torch.tensor([0, 1])
+    )
+    assert query.tolist() == [2, 3]
+    codes[...] = value
+    ((query, _),) = HungarianAssigner().assign(
+        scores, codes, encode_boxes(random_boxes(2)), torch.tensor([0, 1])
+    )
+    assert len(query) == 2
 
 
 def test_focal_loss_by_hand():
