@@ -5,16 +5,15 @@ its own copy of the pages. One array of bytes is shared, and parsing a sample ta
 """
 
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from perception.datasets._json_stream import JsonStream
 from perception.utils import DataError
-
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 class PackedSamples:
@@ -52,6 +51,58 @@ def read_index(
     Raises:
         DataError: no such file, not JSON, or not of this form.
     """
+    metainfo: dict[str, Any] = {}
+    content, ends = bytearray(), []
+    with _open_index(path) as stream:
+        has_samples = False
+        for key in stream.keys():
+            if key == "data_list":
+                has_samples = True
+                for sample, text in stream.array():
+                    visit(_checked(sample, len(ends)))
+                    content += text.encode()
+                    ends.append(len(content))
+                continue
+            value, _ = stream.value()
+            metainfo = value if key == "metainfo" else metainfo
+        if stream.peek():
+            raise _FormError("something follows its end")
+        if not has_samples:
+            raise _FormError("it has no data_list")
+        if not isinstance(metainfo, dict):
+            raise _FormError("metainfo is not an object")
+    array = np.frombuffer(content, dtype=np.uint8)
+    return metainfo, PackedSamples(content=array, ends=np.array(ends, dtype=np.int64))
+
+
+def read_first_sample(path: str | Path) -> dict[str, Any]:
+    """The first sample of an index file; nothing after it is read.
+
+    Raises:
+        DataError: as `read_index`, or the index holds no sample.
+    """
+    with _open_index(path) as stream:
+        for key in stream.keys():
+            if key == "data_list":
+                for sample, _ in stream.array():
+                    return _checked(sample, 0)
+                raise _FormError("it holds no sample")
+            stream.value()
+        raise _FormError("it has no data_list")
+
+
+class _FormError(ValueError):
+    """The JSON is not an index."""
+
+
+def _checked(sample: Any, number: int) -> dict[str, Any]:
+    if not isinstance(sample, dict):
+        raise _FormError(f"sample {number} is not an object")
+    return sample
+
+
+@contextmanager
+def _open_index(path: str | Path) -> Iterator[JsonStream]:
     path = Path(path)
     if path.suffix in (".pkl", ".pickle"):
         raise DataError(
@@ -60,75 +111,15 @@ def read_index(
             path=path,
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:
+            yield JsonStream(file)
     except FileNotFoundError as error:
         raise DataError(
             "there is no such index; build it with `perception data prepare ROOT`.", path=path
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"not a text file ({error}); build the index again.", path=path) from error
-    try:
-        return _parse(text, visit)
     except (json.JSONDecodeError, _FormError) as error:
         raise DataError(
             f"not a readable index ({error}); build it with `perception data prepare ROOT`.", path=path
         ) from error
-
-
-class _FormError(ValueError):
-    """The JSON is not an index."""
-
-
-def _parse(text: str, visit: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], PackedSamples]:
-    decoder = json.JSONDecoder()
-    metainfo: dict[str, Any] = {}
-    samples: PackedSamples | None = None
-    position = _expect(text, 0, "{")
-    while text[position : position + 1] != "}":
-        key, position = decoder.raw_decode(text, position)
-        position = _expect(text, position, ":")
-        if key == "data_list":
-            samples, position = _parse_samples(text, position, decoder, visit)
-        else:
-            value, position = decoder.raw_decode(text, position)
-            metainfo = value if key == "metainfo" else metainfo
-        position = _separator(text, position, "}")
-    if samples is None:
-        raise _FormError("it has no data_list")
-    if not isinstance(metainfo, dict):
-        raise _FormError("metainfo is not an object")
-    return metainfo, samples
-
-
-def _parse_samples(
-    text: str, position: int, decoder: json.JSONDecoder, visit: Callable[[dict[str, Any]], None]
-) -> tuple[PackedSamples, int]:
-    chunks: list[bytes] = []
-    position = _expect(text, position, "[")
-    while text[position : position + 1] != "]":
-        sample, end = decoder.raw_decode(text, position)
-        if not isinstance(sample, dict):
-            raise _FormError(f"sample {len(chunks)} is not an object")
-        visit(sample)
-        chunks.append(text[position:end].encode())
-        position = _separator(text, end, "]")
-    ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
-    content = np.frombuffer(b"".join(chunks), dtype=np.uint8)
-    return PackedSamples(content=content, ends=ends), _skip(text, position + 1)
-
-
-def _separator(text: str, position: int, closing: str) -> int:
-    position = _skip(text, position)
-    return position if text[position : position + 1] == closing else _expect(text, position, ",")
-
-
-def _expect(text: str, position: int, character: str) -> int:
-    position = _skip(text, position)
-    if text[position : position + 1] != character:
-        raise json.JSONDecodeError(f"Expecting {character!r}", text, position)
-    return _skip(text, position + 1)
-
-
-def _skip(text: str, position: int) -> int:
-    match = _WHITESPACE.match(text, position)
-    return position if match is None else match.end()

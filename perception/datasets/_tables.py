@@ -5,11 +5,12 @@ The devkit is not used here: on the full set it takes minutes, and a broken tabl
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perception.datasets._json_stream import JsonStream
 from perception.utils import DataError
 
 Record = dict[str, Any]
@@ -18,16 +19,17 @@ REQUIRED_FIELDS: dict[str, frozenset[str]] = {
     "category": frozenset({"name"}),
     "attribute": frozenset({"name"}),
     "visibility": frozenset(),
-    "instance": frozenset({"category_token"}),
     "sensor": frozenset({"channel", "modality"}),
     "calibrated_sensor": frozenset({"sensor_token", "translation", "rotation", "camera_intrinsic"}),
-    "ego_pose": frozenset({"translation", "rotation"}),
     "log": frozenset({"location"}),
+    "map": frozenset({"log_tokens", "filename"}),
     "scene": frozenset({"name", "log_token"}),
     "sample": frozenset({"timestamp", "scene_token", "prev", "next"}),
+    "instance": frozenset({"category_token"}),
     "sample_data": frozenset(
         {"sample_token", "calibrated_sensor_token", "ego_pose_token", "is_key_frame", "filename", "timestamp"}
     ),
+    "ego_pose": frozenset({"translation", "rotation"}),
     "sample_annotation": frozenset(
         {
             "sample_token",
@@ -42,9 +44,11 @@ REQUIRED_FIELDS: dict[str, frozenset[str]] = {
             "num_radar_pts",
         }
     ),
-    "map": frozenset({"log_tokens", "filename"}),
 }
-"""The 13 tables, and the fields besides `token` that this project reads."""
+"""The 13 tables, and the fields besides `token` that this project reads. They are read in this order: a table's links
+lead to earlier ones, but for the poses, of which only those of key frames are kept."""
+
+_OPTIONAL_FIELDS = {"sample_data": frozenset({"height", "width"})}
 
 LINKS: tuple[tuple[str, str, str], ...] = (
     ("instance", "category_token", "category"),
@@ -92,7 +96,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Database:
-    """Tables of one version. `sample_data` holds the key frames only, `ego_pose` their poses.
+    """Tables of one version, with the fields of `REQUIRED_FIELDS` only.
+
+    `sample_data` holds the key frames of cameras and LiDAR, `ego_pose` their poses: a twentieth of the full set's.
 
     Args:
         root: the nuScenes root.
@@ -179,24 +185,13 @@ def read_database(root: str | Path, version: str | None = None) -> tuple[Databas
     version = find_version(root, version)
     problems: list[Problem] = []
     tables: dict[str, dict[str, Record]] = {}
-    for table in REQUIRED_FIELDS:  # one at a time: on the full set sample_data alone takes gigabytes
+    for table in REQUIRED_FIELDS:
         try:
-            records = _read_table(root / version / f"{table}.json")
+            tables[table] = _read_table(root / version / f"{table}.json", table, tables, problems)
         except DataError as error:
             problems.append(Problem(error.message, table=table, path=error.path or ""))
-            continue
-        problems += _record_problems(table, records, version)
-        if any("token" not in record for record in records):
-            continue
-        if table == "sample_data":
-            records = [record for record in records if record.get("is_key_frame", True)]
-        tables[table] = {record["token"]: record for record in records}
     if problems:
         return None, problems
-    used_poses = {record["ego_pose_token"] for record in tables["sample_data"].values()}
-    tables["ego_pose"] = {
-        token: record for token, record in tables["ego_pose"].items() if token in used_poses
-    }
     problems += _dangling_tokens(tables)
     return Database(root=root, version=version, tables=tables), problems
 
@@ -216,39 +211,99 @@ def raise_first(problems: list[Problem]) -> None:
     raise DataError((f"{place}: " if place else "") + first.message + tail, path=first.path or None)
 
 
-def _read_table(path: Path) -> list[Record]:
+def _read_table(
+    path: Path, table: str, tables: dict[str, dict[str, Record]], problems: list[Problem]
+) -> dict[str, Record]:
+    """Token → record of one table. Only records and fields that are needed are kept; defects go to `problems`.
+
+    Raises:
+        DataError: the file is missing or not readable.
+    """
     if not path.is_file():
         raise DataError("the table is missing; unpack nuScenes' metadata archive again", path=path)
+    kept: dict[str, Record] = {}
+    counts: Counter[str] = Counter()
+    fields = ("token", *sorted(REQUIRED_FIELDS[table] | _OPTIONAL_FIELDS.get(table, frozenset())))
+    links = tuple((field, target) for source, field, target in LINKS if source == table)
+    is_wanted = _filter(table, tables)
+    known = {**tables, table: kept}
+    num_records = 0
+    for record in _stream(path):
+        num_records += 1
+        token = record.get("token")
+        missing = REQUIRED_FIELDS[table] - record.keys()
+        if token is None:
+            problems.append(Problem("a record has no token", table=table))
+        if missing:
+            problems.append(
+                Problem(f"missing field {', '.join(sorted(missing))}", table=table, token=str(token or ""))
+            )
+        if token is None or missing or not is_wanted(record):
+            continue
+        if token in kept:
+            counts[token] += 1
+            continue
+        kept[token] = {field: record[field] for field in fields if field in record}
+        _share_tokens(kept[token], links, known)
+    problems += [
+        Problem(f"the token occurs {count + 1} times; tokens must be unique", table=table, token=token)
+        for token, count in counts.items()
+    ]
+    if not num_records:
+        problems += _empty_table(table, path.parent.name)
+    return kept
+
+
+def _stream(path: Path) -> Iterator[Record]:
     try:
-        records = json.loads(path.read_bytes())
+        with path.open(encoding="utf-8", newline="") as file:
+            stream = JsonStream(file)
+            if stream.peek() not in ("[", ""):
+                raise DataError("the table must be a JSON list of objects", path=path)
+            for record, _ in stream.array():
+                if not isinstance(record, dict):
+                    raise DataError("the table must be a JSON list of objects", path=path)
+                yield record
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"the table is not readable JSON ({error}); unpack it again", path=path) from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise DataError("the table must be a JSON list of objects", path=path)
-    return records
 
 
-def _record_problems(table: str, records: list[Record], version: str) -> Iterator[Problem]:
-    if not records and table not in _MAY_BE_EMPTY:
+def _filter(table: str, tables: dict[str, dict[str, Record]]) -> Callable[[Record], bool]:
+    """Which records of a table are needed; on the full set most of the millions are not."""
+    if table == "sample_data":
+        radars = {
+            token
+            for token, calibration in tables.get("calibrated_sensor", {}).items()
+            if tables.get("sensor", {}).get(calibration["sensor_token"], {}).get("modality") == "radar"
+        }
+        return lambda record: record["is_key_frame"] and record["calibrated_sensor_token"] not in radars
+    if table == "ego_pose" and "sample_data" in tables:
+        used = {record["ego_pose_token"] for record in tables["sample_data"].values()}
+        return lambda record: record["token"] in used
+    return lambda record: True
+
+
+def _share_tokens(
+    record: Record, links: tuple[tuple[str, str], ...], tables: dict[str, dict[str, Record]]
+) -> None:
+    """Replace tokens by the equal strings of the tables they lead to: one string in memory instead of many."""
+    for field, target in links:
+        known, value = tables.get(target, {}), record[field]
+        if isinstance(value, str) and value in known:
+            record[field] = known[value]["token"]
+        elif isinstance(value, list):
+            record[field] = [known[link]["token"] if link in known else link for link in value]
+
+
+def _empty_table(table: str, version: str) -> Iterator[Problem]:
+    if table not in _MAY_BE_EMPTY:
         yield Problem("the table is empty", table=table)
-    if not records and table == "sample_annotation" and not version.endswith("test"):
+    if table == "sample_annotation" and not version.endswith("test"):
         yield Problem(
             "the table is empty: there is nothing to train on or to evaluate against. Only a version whose name "
             "ends in 'test' may come without annotations; unpack the metadata again or choose another version",
             table=table,
         )
-    counts = Counter(record.get("token") for record in records)
-    for token, count in counts.items():
-        if token is None:
-            yield Problem("a record has no token", table=table)
-        elif count > 1:
-            yield Problem(f"the token occurs {count} times; tokens must be unique", table=table, token=token)
-    for record in records:
-        missing = REQUIRED_FIELDS[table] - record.keys()
-        if missing:
-            yield Problem(
-                f"missing field {', '.join(sorted(missing))}", table=table, token=str(record.get("token", ""))
-            )
 
 
 def _dangling_tokens(tables: dict[str, dict[str, Record]]) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ The index has mmdet3d's info v2 form, as JSON, one sample per line. Poses and bo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ DETECTION_NAMES = {
 }
 """nuScenes category → detection class; the other categories are not detected."""
 
+_POSE_DIGITS = 9
 _MAX_TIME_GAP = 1.5  # seconds, the devkit's limit for a velocity from one neighbour; twice that for two
 
 
@@ -78,22 +79,23 @@ def prepare(
         raise RuntimeError("read_database returned neither a database nor a problem")
     scenes = scenes_of_splits(database, splits)
     frames = database.key_frames()
-    used_scenes = {token for tokens in scenes.values() for token in tokens}
+    used_scenes = list(dict.fromkeys(token for tokens in scenes.values() for token in tokens))
     samples = _samples_by_scene(database, used_scenes)
     used_samples = [record for token in used_scenes for record in samples[token]]
     raise_first(missing_sensors(used_samples, frames))
-    used_images = [frames[record["token"]][camera] for record in used_samples for camera in CAMERA_NAMES]
+    used_images = (frames[record["token"]][camera] for record in used_samples for camera in CAMERA_NAMES)
     raise_first(missing_files(root, used_images))
 
     builder = _IndexBuilder(database, frames)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for split, scene_tokens in scenes.items():
-        entries: list[Record] = []
-        for token in show_progress(scene_tokens, f"Indexing {split}", is_enabled=progress):
-            entries += builder.scene_entries(database["scene"][token], samples[token], len(entries))
-        paths.append(_write_index(out, database, split, entries))
-        get_logger(__name__).info("wrote %s: %d samples", paths[-1], len(entries))
+        path = out / f"{database.version}_{split}.json"
+        shown = show_progress(scene_tokens, f"Indexing {split}", is_enabled=progress)
+        entries = builder.entries((database["scene"][token], samples[token]) for token in shown)
+        write_bytes_atomic(path, _index_pieces(database.version, split, entries))
+        paths.append(path)
+        get_logger(__name__).info("wrote %s: %d samples", path, sum(len(samples[t]) for t in scene_tokens))
     return paths
 
 
@@ -107,7 +109,7 @@ def missing_sensors(samples: Sequence[Record], frames: dict[str, dict[str, Recor
     ]
 
 
-def _samples_by_scene(database: Database, scene_tokens: set[str]) -> dict[str, list[Record]]:
+def _samples_by_scene(database: Database, scene_tokens: Sequence[str]) -> dict[str, list[Record]]:
     samples: dict[str, list[Record]] = {token: [] for token in scene_tokens}
     for record in database["sample"].values():
         if record["scene_token"] in samples:
@@ -117,19 +119,19 @@ def _samples_by_scene(database: Database, scene_tokens: set[str]) -> dict[str, l
     return samples
 
 
-def _write_index(out: Path, database: Database, split: str, entries: list[Record]) -> Path:
+def _index_pieces(version: str, split: str, entries: Iterable[Record]) -> Iterator[bytes]:
+    """The index file, sample by sample."""
     metainfo = {
         "categories": {name: label for label, name in enumerate(CLASS_NAMES)},
         "dataset": "nuscenes",
-        "version": database.version,
+        "version": version,
         "split": split,
         "info_version": INFO_VERSION,
     }
-    lines = [_to_json(entry) for entry in entries]
-    text = f'{{"metainfo": {json.dumps(metainfo)},\n"data_list": [\n' + ",\n".join(lines) + "\n]}\n"
-    path = out / f"{database.version}_{split}.json"
-    write_bytes_atomic(path, text.encode())
-    return path
+    yield f'{{"metainfo": {json.dumps(metainfo)},\n"data_list": ['.encode()
+    for number, entry in enumerate(entries):
+        yield (b",\n" if number else b"\n") + _to_json(entry).encode()
+    yield b"\n]}\n"
 
 
 def _to_json(entry: Record) -> str:
@@ -143,6 +145,11 @@ def _to_json(entry: Record) -> str:
         ) from error
 
 
+def _rounded(pose: np.ndarray) -> list[list[float]]:
+    """A pose to 1e-9: 1e-6 pixels on nuScenes' images at 1 m."""
+    return pose.round(_POSE_DIGITS).tolist()
+
+
 class _IndexBuilder:
     """Entries of the index, scene by scene."""
 
@@ -153,13 +160,15 @@ class _IndexBuilder:
         self._can_bus = CanBus(database.root)
         self._ids = {name: label for label, name in enumerate(CLASS_NAMES)}
 
-    def scene_entries(self, scene: Record, samples: list[Record], first_idx: int) -> list[Record]:
-        """Entries of one scene, in order of time."""
-        location = self._database.location(scene)
-        entries = []
-        for frame_idx, sample in enumerate(samples):
+    def entries(self, scenes: Iterable[tuple[Record, list[Record]]]) -> Iterator[Record]:
+        """Entries of scenes with their samples, each made when it is asked for."""
+        for sample_idx, (scene, frame_idx, sample) in enumerate(
+            (scene, frame_idx, sample)
+            for scene, samples in scenes
+            for frame_idx, sample in enumerate(samples)
+        ):
             entry: dict[str, Any] = {
-                "sample_idx": first_idx + frame_idx,
+                "sample_idx": sample_idx,
                 "token": sample["token"],
                 "timestamp": sample["timestamp"] * 1e-6,
                 "scene_token": scene["token"],
@@ -167,14 +176,13 @@ class _IndexBuilder:
                 "prev": sample["prev"],
                 "next": sample["next"],
                 "frame_idx": frame_idx,
-                "map_location": location,
+                "map_location": self._database.location(scene),
             }
             can = self._can_bus.at(scene["name"], sample["timestamp"])
             if can is not None:
                 entry["can_bus"] = can
             entry.update(self._sensors(sample["token"]))
-            entries.append(entry)
-        return entries
+            yield entry
 
     def _pose(self, table: str, token: str) -> np.ndarray:
         record = self._database[table][token]
@@ -195,20 +203,20 @@ class _IndexBuilder:
             images[camera] = {
                 "img_path": record["filename"],
                 "cam2img": calibration["camera_intrinsic"],
-                "cam2ego": cam2ego.tolist(),
-                "lidar2cam": (invert_pose(cam2global) @ lidar2global).tolist(),
+                "cam2ego": _rounded(cam2ego),
+                "lidar2cam": _rounded(invert_pose(cam2global) @ lidar2global),
                 "timestamp": record["timestamp"] * 1e-6,
                 "sample_data_token": record["token"],
             }
             if "height" in record and "width" in record:
                 images[camera] |= {"height": record["height"], "width": record["width"]}
         return {
-            "ego2global": ego2global.tolist(),
+            "ego2global": _rounded(ego2global),
             "images": images,
             "lidar_points": {
                 "num_pts_feats": 5,
                 "lidar_path": lidar["filename"],
-                "lidar2ego": lidar2ego.tolist(),
+                "lidar2ego": _rounded(lidar2ego),
             },
             "instances": self._instances(self._annotations[sample_token], lidar2global),
         }

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ def fsync_dir(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+def write_bytes_atomic(path: str | Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file by way of a temporary one beside it, fsynced and renamed into place.
+
+    Args:
+        path: the file.
+        content: its bytes, or pieces of them, each written as it is made; if making one fails, so does the whole.
 
     Raises:
         OSError: the disk is full or the folder is not writable; the old file, if any, is untouched.
@@ -27,7 +32,7 @@ def write_bytes_atomic(path: str | Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

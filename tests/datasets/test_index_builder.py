@@ -1,6 +1,9 @@
 """The index against nuscenes-devkit's own answers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,11 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import view_points
 
 from perception.datasets import DETECTION_NAMES, prepare
+from perception.datasets._poses import invert_pose, pose_matrix
+from perception.datasets._tables import read_database
+from perception.datasets.index_builder import _rounded
 from perception.structures import CAMERA_NAMES, CLASS_NAMES, compose_lidar2img
+from perception.utils import DataError
 
 
 @pytest.fixture(scope="module", params=["tiny_root", "synthetic_root"])
@@ -118,6 +125,65 @@ def test_index_is_standard_json_without_nan(tiny_root, tmp_path):
     assert list(content["metainfo"]["categories"]) == list(CLASS_NAMES)
     assert content["data_list"][0]["map_location"] == "singapore-onenorth"
     assert "can_bus" not in content["data_list"][0]
+
+
+def test_index_is_written_as_samples_are_made_and_an_error_leaves_none(tiny_copy, edit_table):
+    edit_table("ego_pose", lambda records: records[-1].update(rotation=[0.0, 0.0, 0.0, 0.0]))
+    with pytest.raises(DataError, match="not finite"):
+        prepare(tiny_copy, progress=False)
+    assert [path.name for path in (tiny_copy / "perception_index").iterdir()] == ["v1.0-mini_mini_train.json"]
+
+
+def test_rounded_poses_move_no_projected_point():
+    rng = np.random.default_rng(0)
+    cam2img = np.array([[1266.4, 0.0, 816.3], [0.0, 1266.4, 491.5], [0.0, 0.0, 1.0]])
+    for quaternion in rng.normal(size=(20, 4)):
+        camera2lidar = pose_matrix(rng.uniform(-2, 2, 3), quaternion)
+        lidar2cam = invert_pose(camera2lidar)
+        points = np.column_stack([rng.uniform(-1, 1, (50, 2)), np.ones(50)]) * rng.uniform(1, 60, (50, 1))
+        points = np.column_stack([points, np.ones(50)]) @ camera2lidar.T  # in the LiDAR frame, 1...60 m ahead
+        pixels = []
+        for pose in (lidar2cam, np.array(_rounded(lidar2cam))):
+            projected = points @ compose_lidar2img(cam2img, pose).T
+            pixels.append(projected[:, :2] / projected[:, 2:3])
+        np.testing.assert_allclose(pixels[0], pixels[1], rtol=0, atol=1e-5)
+
+
+def test_only_key_frames_of_cameras_and_lidar_are_kept(tiny_copy, edit_table):
+    expected = prepare(tiny_copy, progress=False)[0].read_bytes()
+    radar = {"token": "radar", "channel": "RADAR_FRONT", "modality": "radar"}
+    edit_table("sensor", lambda records: records.append(radar))
+    edit_table(
+        "calibrated_sensor",
+        lambda r: r.append({**r[0], "token": "c-radar", "sensor_token": "radar", "camera_intrinsic": []}),
+    )
+    edit_table(
+        "sample_data",
+        lambda r: r.extend(
+            [{**r[0], "token": "sweep", "ego_pose_token": "extra", "is_key_frame": False}]
+            + [{**r[0], "token": "rad", "ego_pose_token": "extra", "calibrated_sensor_token": "c-radar"}]
+        ),
+    )
+    edit_table("ego_pose", lambda r: r.append({**r[0], "token": "extra"}))
+    database, problems = read_database(tiny_copy)
+    assert problems == []
+    assert not {"sweep", "rad"} & database["sample_data"].keys()
+    assert "extra" not in database["ego_pose"]
+    assert prepare(tiny_copy, progress=False)[0].read_bytes() == expected
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_the_first_defect_is_always_the_same(tiny_copy, edit_table, seed):
+    edit_table("sample_data", lambda records: [records.pop(at) for at in (50, 30, 0)])
+    code = "import sys; from perception.datasets import prepare; prepare(sys.argv[1], progress=False)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_copy)],
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "sample scene-0061-s0: no key frame of CAM_FRONT in sample_data (2 more" in result.stderr
 
 
 def test_own_splits_are_indexed(tiny_copy):
