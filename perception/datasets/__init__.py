@@ -1,5 +1,6 @@
 """nuScenes on disk → items of a temporal bird's-eye-view dataset: index, checks, transforms, map targets."""
 
+from perception.datasets._packed import read_first_sample
 from perception.datasets._tables import Problem
 from perception.datasets.database_check import verify
 from perception.datasets.index_builder import DETECTION_NAMES, prepare
@@ -32,5 +33,6 @@ __all__ = [
     "Problem",
     "ResizeMultiView",
     "prepare",
+    "read_first_sample",
     "verify",
 ]

@@ -25,7 +25,7 @@ def frame_fields(
         in pixels of the stored images, ego_motion (18,) float64, has_prev.
 
     Raises:
-        DataError: the entry lacks a camera or a pose.
+        DataError: the entry lacks a camera or a pose, or its CAN bus values have another form.
     """
     token = info.get("token", "")
     images = _get(info, "images", token)
@@ -36,7 +36,6 @@ def frame_fields(
             sample_token=token,
         )
     ego2global, lidar2ego = _poses(info)
-    can = info.get("can_bus")
     return {
         "sample_token": token,
         "img_paths": {camera: os.path.join(data_root, images[camera]["img_path"]) for camera in CAMERA_NAMES},
@@ -51,7 +50,7 @@ def frame_fields(
             None if prev_info is None else _poses(prev_info)[0],
             ego2global,
             lidar2ego,
-            None if can is None else np.array(can),
+            _can_bus(info),
         ),
         "has_prev": prev_info is not None,
     }
@@ -125,6 +124,25 @@ def _get(mapping: Mapping[str, Any], key: str, token: str) -> Any:
             sample_token=token,
         )
     return mapping[key]
+
+
+def _can_bus(info: Mapping[str, Any]) -> np.ndarray | None:
+    """Acceleration, rotation rate and velocity, (9,); those of upstream's 18 values where an index has these."""
+    if info.get("can_bus") is None:
+        return None
+    try:
+        can = np.array(info["can_bus"], dtype=np.float64)
+    except (TypeError, ValueError):
+        can = np.zeros(0)
+    if can.shape == (18,):  # translation, quaternion, then ours, then two angles
+        can = can[7:16]
+    if can.shape != (9,) or not np.isfinite(can).all():
+        raise DataError(
+            "can_bus must be 9 finite numbers (acceleration, rotation rate, velocity) or upstream's 18, got "
+            f"{info['can_bus']}; build the index again with `perception data prepare`.",
+            sample_token=info.get("token", ""),
+        )
+    return can
 
 
 def _image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -42,7 +42,7 @@ class NuScenesBEVDataset(BaseDataset):
         use_only_valid: drop boxes without LiDAR and radar points; None means in training only.
         on_error: "strict" raises at a defective sample; "skip" takes the next one instead, at most one in a thousand.
             In test mode nothing is ever skipped.
-        seed: seed of the history and of the augmentation.
+        seed: seed of the history and of the augmentation; a run passes its `randomness.seed` where the config has none.
         test_mode: one frame per item, all boxes kept.
         indices: a subset, as in MMEngine: the first n, the last −n, or a list. Results on it are not comparable.
         metainfo: additions to the index's metainfo.
@@ -123,7 +123,7 @@ class NuScenesBEVDataset(BaseDataset):
         self._metainfo = {**metainfo, **self._metainfo}
         self._label_map = self._map_labels(metainfo.get("categories", {}))
         self._scene_starts = self._find_scene_starts()
-        self._order = self._select(self._indices, np.arange(len(self._samples)))
+        self._order = self._select(self._indices)
         self._is_skipped = torch.zeros(len(self._samples), dtype=torch.bool).share_memory_()
         self._fully_initialized = True
 
@@ -159,7 +159,8 @@ class NuScenesBEVDataset(BaseDataset):
             starts[idx] = idx
         return starts
 
-    def _select(self, indices: int | Sequence[int] | None, order: np.ndarray) -> np.ndarray:
+    def _select(self, indices: int | Sequence[int] | None) -> np.ndarray:
+        order = np.arange(len(self._samples))
         if indices is None:
             return order
         if isinstance(indices, int):
@@ -196,17 +197,6 @@ class NuScenesBEVDataset(BaseDataset):
         """The index's entry of an item."""
         self.full_init()
         return self._samples[int(self._order[idx])]
-
-    def get_subset_(self, indices: int | Sequence[int]) -> None:
-        """Keep only some of the items."""
-        self.full_init()
-        self._order = self._select(indices, self._order)
-
-    def load_data_list(self) -> list[dict]:
-        """All entries of the index as objects; for tools, not for training."""
-        samples: list[dict] = []
-        read_index(self.ann_file, samples.append)
-        return samples
 
     # ------------------------------------------------------------------------------------------------ items
 

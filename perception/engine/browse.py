@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets import LoadBEVMap, LoadMultiViewImages, NuScenesBEVDataset, PackBEVInputs
+from perception.datasets import (
+    LoadBEVMap,
+    LoadMultiViewImages,
+    NuScenesBEVDataset,
+    PackBEVInputs,
+    read_first_sample,
+)
 from perception.registry import DATASETS
 from perception.structures import CAMERA_NAMES, MapGrid
-from perception.utils import DataError, read_json
+from perception.utils import DataError
 from perception.visualization import draw_sample, save_image
 
 
@@ -104,7 +110,9 @@ def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) 
         test_mode=True,
         pipeline=[
             LoadMultiViewImages(),
-            LoadBEVMap(grid=MapGrid(), on_missing="skip", cache_dir=None),  # looking at data writes nothing there
+            LoadBEVMap(
+                grid=MapGrid(), on_missing="skip", cache_dir=None
+            ),  # looking at data writes nothing there
             PackBEVInputs(),
         ],
     )
@@ -117,21 +125,18 @@ def find_data_root(index: str | Path) -> Path:
         DataError: the index is missing or not one, or its first image lies in neither.
     """
     index = Path(index).absolute()
-    if not index.is_file():
-        raise DataError("the index file does not exist; make it by `perception data prepare`", path=index)
+    first = read_first_sample(index)
     try:
-        first = read_json(index)["data_list"][0]
-        names = [camera["img_path"] for camera in first["images"].values()]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        name = next(iter(first["images"].values()))["img_path"]
+    except (KeyError, StopIteration, TypeError, AttributeError) as error:
         raise DataError(
-            f"this is no index of samples ({type(error).__name__}: {error}); make one by `perception data prepare`",
-            path=index,
+            "the index's first sample names no image; make the index by `perception data prepare`", path=index
         ) from error
     for folder in (index.parent, index.parent.parent):
-        if (folder / names[0]).is_file():
+        if (folder / name).is_file():
             return folder
     raise DataError(
-        f"the index's first image {names[0]} is neither below {index.parent} nor below {index.parent.parent}; "
+        f"the index's first image {name} is neither below {index.parent} nor below {index.parent.parent}; "
         "name the folder by --data-root",
         path=index,
     )

@@ -21,6 +21,7 @@ from perception.datasets import (
     PhotometricDistortion,
     ResizeMultiView,
     prepare,
+    read_first_sample,
 )
 from perception.registry import DATASETS
 from perception.structures import CLASS_NAMES
@@ -116,7 +117,6 @@ def test_index_with_indentation_and_any_key_order_is_read(tiny_root, index, tmp_
     dataset = NuScenesBEVDataset(ann_file=path, data_root=tiny_root, pipeline=[])
     for idx, entry in enumerate(content["data_list"]):
         assert dataset.get_data_info(idx) == entry
-    assert dataset.load_data_list() == content["data_list"]
     assert dataset.metainfo["version"] == "v1.0-mini"
 
 
@@ -197,16 +197,17 @@ def _tensors(item: dict) -> list[torch.Tensor]:
 def test_randomness_depends_on_seed_epoch_and_index_only(build):
     first, second, other = build(), build(), build(seed=1)
     np.random.default_rng(0)
-    reference = _tensors(first[6])
+    item = first[6]
+    reference, image = _tensors(item), item["inputs"]["img"]
     np.random.seed(1)
     torch.manual_seed(5)
     second[0]
     assert all(torch.equal(a, b) for a, b in zip(reference, _tensors(second[6]), strict=True))
-    assert not torch.equal(reference[0], other[6]["inputs"]["img"])
+    assert not torch.equal(image, other[6]["inputs"]["img"])
     second.set_epoch(1)
-    assert not torch.equal(reference[0], second[6]["inputs"]["img"])
+    assert not torch.equal(image, second[6]["inputs"]["img"])
     second.set_epoch(0)
-    assert torch.equal(reference[0], second[6]["inputs"]["img"])
+    assert torch.equal(image, second[6]["inputs"]["img"])
 
 
 def test_persistent_workers_see_the_new_epoch(build):
@@ -228,11 +229,8 @@ def test_subset_is_marked_and_keeps_its_history(build):
     assert subset.scene_tokens == ["token-scene-0061", "token-scene-0103"]
     assert [f["sample_token"] for f in subset[0]["frames"]] == [f["sample_token"] for f in whole[3]["frames"]]
     assert len(build(pipeline=[raw], indices=3)) == 3
-    whole.get_subset_([1, 2])
-    assert whole.is_subset
-    assert len(whole) == 2
     with pytest.raises(IndexError):
-        whole[2]
+        subset[2]
     with pytest.raises(ValueError, match="selects no sample"):
         build(pipeline=[raw], indices=0)
 
@@ -421,6 +419,36 @@ def test_unusable_index_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
         NuScenesBEVDataset(ann_file=path, data_root=tmp_path, pipeline=[])
     assert caught.value.path == str(path)
+
+
+def test_can_bus_of_either_layout_is_read_and_others_are_refused(tiny_root, index, tmp_path):
+    content = json.loads(index.read_text())
+    nine = [0.1, 0.2, 9.8, 0.0, 0.0, 0.3, 5.0, 0.0, 0.0]
+    for number, can in enumerate([nine, [*range(7), *nine, 0.5, 28.6], nine[:5], "x", [float("nan")] * 9]):
+        content["data_list"][number]["can_bus"] = can
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps(content))
+    dataset = NuScenesBEVDataset(
+        ann_file=path, data_root=tiny_root, pipeline=[lambda results: results], test_mode=True
+    )
+    for number in (0, 1):
+        np.testing.assert_allclose(dataset[number]["frames"][0]["ego_motion"][7:16], nine)
+    for number in (2, 3, 4):
+        with pytest.raises(DataError, match="can_bus must be 9 finite numbers") as caught:
+            dataset[number]
+        assert caught.value.sample_token == content["data_list"][number]["token"]
+
+
+def test_first_sample_is_read_without_the_rest(index, tmp_path):
+    content = json.loads(index.read_text())
+    path = tmp_path / "cut.json"
+    text = json.dumps(content)
+    path.write_text(text[: len(text) // 2])
+    assert read_first_sample(path) == content["data_list"][0]
+    for text, message in (('{"data_list": []}', "holds no sample"), ("[]", "not a readable index")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_first_sample(path)
 
 
 def test_pickled_index_is_refused_unread(tmp_path):
