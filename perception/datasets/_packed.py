@@ -52,7 +52,7 @@ def read_index(
         DataError: no such file, not JSON, or not of this form.
     """
     metainfo: dict[str, Any] = {}
-    content, ends = bytearray(), []
+    content, ends = bytearray(), list[int]()
     with _open_index(path) as stream:
         has_samples = False
         for key in stream.keys():

@@ -18,6 +18,7 @@ from nuscenes.eval.common.loaders import (
 )
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig
 from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.splits import get_scenes_of_split
 
 from perception.utils import DataError
@@ -102,6 +103,15 @@ class _PartEval(DetectionEval):
         return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
 
 
+def _has_truth(tables: NuScenes, sample_tokens: Sequence[str]) -> bool:
+    """Whether a sample has an annotation of the ten classes."""
+    return any(
+        category_to_detection_name(tables.get("sample_annotation", annotation)["category_name"]) is not None
+        for token in sample_tokens
+        for annotation in tables.get("sample", token)["anns"]
+    )
+
+
 def evaluate_detections(
     *,
     tables: NuScenes,
@@ -109,6 +119,7 @@ def evaluate_detections(
     eval_set: str,
     sample_tokens: Sequence[str],
     whole_split: bool,
+    has_predictions: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the official detection evaluation (configuration `detection_cvpr_2019`).
 
@@ -122,14 +133,17 @@ def evaluate_detections(
         eval_set: name of the split.
         sample_tokens: the samples to evaluate.
         whole_split: whether these are all the split's samples.
+        has_predictions: whether the result file holds any box.
 
     Returns:
         The devkit's `metrics_summary.json` and `metrics_details.json` as dicts (may hold NaN).
     """
     config = config_factory("detection_cvpr_2019")
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        evaluation: DetectionEval = _PartEval(tables, config, str(result_path), sample_tokens)
-        if whole_split and evaluation.pred_boxes.all and evaluation.gt_boxes.all:
+        evaluation: DetectionEval
+        if whole_split and has_predictions and _has_truth(tables, sample_tokens):
             evaluation = DetectionEval(tables, config, str(result_path), eval_set, scratch, verbose=False)
+        else:
+            evaluation = _PartEval(tables, config, str(result_path), sample_tokens)
         metrics, details = evaluation.evaluate()
     return metrics.serialize(), details.serialize()

@@ -1,6 +1,7 @@
 """Boxes of the LiDAR frame → entries of a nuScenes result file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,18 +51,40 @@ def lidar2global(sample: Mapping[str, Any]) -> np.ndarray:
     return poses["ego2global"] @ poses["lidar2ego"]
 
 
-def boxes2entries(
+@dataclass(frozen=True, kw_only=True)
+class SampleBoxes:
+    """One sample's boxes until the result file is written: its entries would take thirty times the memory.
+
+    Attributes:
+        boxes: (n, 7 or 9), as in `select_boxes`, best score first.
+        scores: (n,).
+        labels: (n,), uint8.
+        pose: (4, 4), float64, LiDAR frame → global frame.
+        attributes: (n,) attribute names, or None.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    pose: np.ndarray
+    attributes: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def select_boxes(
     *,
     sample_token: str,
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
     pose: np.ndarray,
-    class_names: Sequence[str],
+    num_classes: int,
     attributes: Sequence[str] | None = None,
     max_boxes: int = 500,
-) -> list[dict[str, Any]]:
-    """Entries of one sample, best score first, at most `max_boxes`.
+) -> SampleBoxes:
+    """Check one sample's boxes, and keep the `max_boxes` with the best scores.
 
     Args:
         sample_token: the sample.
@@ -70,8 +93,8 @@ def boxes2entries(
         scores: (n,), any finite value.
         labels: (n,), int, indices into `class_names`.
         pose: (4, 4), LiDAR frame → global frame.
-        class_names: names of the labels.
-        attributes: (n,) attribute names; by class and speed where not given.
+        num_classes: number of classes that labels count.
+        attributes: (n,) attribute names, or None.
         max_boxes: nuScenes' limit per sample.
 
     Raises:
@@ -82,13 +105,29 @@ def boxes2entries(
         raise ValueError(
             f"Sample {sample_token}: {count} boxes, {len(scores)} scores and {len(labels)} labels."
         )
-    if not count:
-        return []
-    boxes = np.asarray(boxes, dtype=np.float64)
-    scores = np.asarray(scores, dtype=np.float64)
-    _check(sample_token, boxes, scores, labels, len(class_names))
+    _check(sample_token, boxes, scores, labels, num_classes)
     order = np.argsort(-scores, kind="stable")[:max_boxes]
+    return SampleBoxes(
+        boxes=boxes[order],
+        scores=scores[order],
+        labels=labels[order].astype(np.uint8),
+        pose=pose,
+        attributes=None if attributes is None else tuple(attributes[index] for index in order),
+    )
 
+
+def boxes2entries(
+    sample_token: str, found: SampleBoxes, *, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Entries of one sample in the result file, global frame; attributes by class and speed where not given.
+
+    Args:
+        sample_token: the sample.
+        found: its boxes.
+        class_names: names of the labels.
+    """
+    count, labels, pose, attributes = len(found), found.labels, found.pose, found.attributes
+    boxes, scores = found.boxes.astype(np.float64), found.scores.astype(np.float64)
     rotation = pose[:3, :3]
     centres = boxes[:, :3] + np.array([0.0, 0.0, 0.5]) * boxes[:, 5:6]
     centres = centres @ rotation.T + pose[:3, 3]
@@ -100,7 +139,7 @@ def boxes2entries(
     base = Quaternion(matrix=rotation, rtol=1e-4, atol=1e-4)
 
     entries = []
-    for index in order:
+    for index in range(count):
         name = class_names[int(labels[index])]
         moving, still = ATTRIBUTES[name]
         attribute = moving if speeds[index] > MOVING_SPEED else still

@@ -1,8 +1,9 @@
 """NDS, mAP and the five true-positive errors, by nuscenes-devkit's own DetectionEval."""
 
+import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 from nuscenes import NuScenes
 
 from perception.evaluation._devkit import evaluate_detections, open_tables, split_tokens
-from perception.evaluation._results import boxes2entries, lidar2global
+from perception.evaluation._results import SampleBoxes, boxes2entries, lidar2global, select_boxes
 from perception.evaluation.gathered_metric import GatheredMetric, logger
 from perception.registry import METRICS
 from perception.structures import CLASS_NAMES
-from perception.utils import write_json_atomic
+from perception.utils import write_bytes_atomic, write_json_atomic
 
 TP_ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 """The devkit's names of the true-positive errors → ours (metres, 1 − IoU, rad, m/s, 1 − accuracy)."""
@@ -102,8 +103,8 @@ class NuScenesDetectionMetric(GatheredMetric):
         """All samples of the split."""
         return split_tokens(self.tables, self.eval_set)
 
-    def process_sample(self, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The sample's entries in the result file, global frame.
+    def process_sample(self, sample: Mapping[str, Any]) -> SampleBoxes:
+        """The sample's checked boxes.
 
         Raises:
             ValueError: the sample has no predicted boxes, lacks poses, or holds a box that is not finite.
@@ -115,29 +116,38 @@ class NuScenesDetectionMetric(GatheredMetric):
                 "boxes. Remove NuScenesDetectionMetric from the evaluators of a model without a detection "
                 "head."
             )
-        return boxes2entries(
+        return select_boxes(
             sample_token=sample.get("sample_token", None),
             boxes=_array(predicted["bboxes_3d"].tensor),
             scores=_array(predicted["scores_3d"]),
             labels=_array(predicted["labels_3d"]),
             pose=lidar2global(sample),
-            class_names=self.class_names,
+            num_classes=len(self.class_names),
             attributes=predicted.get("attributes", None),
         )
 
-    def compute_metrics(self, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        """Write the result file and score it; `results` maps sample tokens to entries."""
+    def compute_metrics(self, results: dict[str, SampleBoxes]) -> dict[str, Any]:
+        """Write the result file and score it; `results` maps sample tokens to boxes."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.out_dir or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
             result_path = folder / "results_nusc.json"
-            write_json_atomic(result_path, {"meta": _META, "results": results}, indent=None)
+            write_bytes_atomic(result_path, self._result_file(results))
             if self.format_only:
                 logger.info("Result file of %d samples: %s", len(results), result_path)
                 return {}
             return self._score(results, result_path)
 
-    def _score(self, results: dict[str, list[dict[str, Any]]], result_path: Path) -> dict[str, Any]:
+    def _result_file(self, results: Mapping[str, SampleBoxes]) -> Iterator[bytes]:
+        """The file in nuScenes' form, sample by sample."""
+        yield f'{{"meta": {json.dumps(_META)},\n"results": {{'.encode()
+        for number, (token, found) in enumerate(results.items()):
+            entries = boxes2entries(token, found, class_names=self.class_names)
+            text = f"{json.dumps(token)}: {json.dumps(entries, allow_nan=False)}"
+            yield ((",\n" if number else "\n") + text).encode()
+        yield b"\n}}\n"
+
+    def _score(self, results: dict[str, SampleBoxes], result_path: Path) -> dict[str, Any]:
         whole_split = not self.is_subset
         if self.is_subset:
             total = self.expected_tokens()
@@ -152,7 +162,8 @@ class NuScenesDetectionMetric(GatheredMetric):
                 len(total),
                 self.eval_set,
             )
-        if not any(results.values()):
+        has_boxes = any(len(found) for found in results.values())
+        if not has_boxes:
             logger.warning("No box was predicted in %d samples: NDS and mAP are 0.", len(results))
         summary, details = evaluate_detections(
             tables=self.tables,
@@ -160,6 +171,7 @@ class NuScenesDetectionMetric(GatheredMetric):
             eval_set=self.eval_set,
             sample_tokens=list(results),
             whole_split=whole_split,
+            has_predictions=has_boxes,
         )
         if self.out_dir is not None:
             write_json_atomic(self.out_dir / "metrics_summary.json", _without_nan(summary))

@@ -2,15 +2,17 @@
 
 import json
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
 from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection import evaluate
 from nuscenes.eval.detection.evaluate import DetectionEval
 
-from perception.evaluation import NuScenesDetectionMetric
+from perception.evaluation import NuScenesDetectionMetric, _devkit
 from perception.structures import CLASS_NAMES
 from perception.utils import DataError
 
@@ -228,3 +230,30 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="set out_dir"):
         NuScenesDetectionMetric(data_root="x", version="v1.0-test", format_only=True)
     assert NuScenesDetectionMetric(data_root="x", version="v1.0-test").eval_set == "test"
+
+
+def test_whole_split_is_loaded_by_the_devkit_once(metric, tiny_samples, monkeypatch):
+    calls = []
+    for module in (_devkit, evaluate):
+        for name in (
+            "load_prediction",
+            "load_prediction_of_sample_tokens",
+            "load_gt",
+            "load_gt_of_sample_tokens",
+        ):
+            if hasattr(module, name):
+                original = getattr(module, name)
+                monkeypatch.setattr(
+                    module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
+                )
+    run(metric, tiny_samples)
+    assert sorted(calls) == ["load_gt", "load_prediction"]
+
+
+def test_a_sample_is_kept_in_few_bytes(metric, tiny_samples):
+    sample = tiny_samples[0]
+    sample.pred_instances_3d = type(sample.pred_instances_3d).cat([sample.pred_instances_3d] * 30)
+    del sample.pred_instances_3d.attributes
+    found = metric.process_sample(sample)
+    assert len(found) > 100
+    assert len(pickle.dumps(found)) < 60 * len(found)
