@@ -5,18 +5,17 @@ re-enter a patch and on polygons that only touch it.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import shapely
 from shapely import STRtree
 
+from perception.datasets._map_file import MapFile, PolygonLayer, map_path, polygon_parts
 from perception.structures import MapGrid
-from perception.utils import DataError
 
 DIVIDER, PED_CROSSING, BOUNDARY = 1, 2, 3
 LINE_WIDTH = 0.75
@@ -25,16 +24,10 @@ CLEARANCE = 0.3
 """A line of a later class clears earlier classes this far beyond its own edge, metres: upstream's 2 pixels."""
 
 LineLayer = Literal["divider", "ped_crossing", "boundary"]
-PolygonLayer = Literal["drivable_area", "road_segment", "lane", "ped_crossing", "walkway"]
 
 _SUBPIXEL_BITS = 4
 _PIECE_LENGTH = 16  # vertices; long lines are indexed in pieces
 _MARGIN = LINE_WIDTH / 2 + CLEARANCE + 0.3
-
-
-def map_path(root: str | Path, location: str) -> Path:
-    """File of a location's map expansion."""
-    return Path(root) / "maps" / "expansion" / f"{location}.json"
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,21 +54,7 @@ class NuScenesVectorMap:
 
     def __init__(self, root: str | Path, location: str) -> None:
         self._path = map_path(root, location)
-        if not self._path.is_file():
-            raise DataError(
-                f"the vector map of {location!r} is missing; download 'nuScenes map expansion v1.3' from nuscenes.org "
-                "and unpack it into maps/, or train without the seg task (LoadBEVMap(on_missing='skip')).",
-                path=self._path,
-            )
-        try:
-            self._content: dict[str, list[dict[str, Any]]] = json.loads(self._path.read_bytes())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"the vector map is not readable JSON ({error}); unpack it again.", path=self._path
-            ) from error
-        self._nodes = {node["token"]: (node["x"], node["y"]) for node in self._layer("node")}
-        self._line_nodes = {line["token"]: line["node_tokens"] for line in self._layer("line")}
-        self._polygon_records = {polygon["token"]: polygon for polygon in self._layer("polygon")}
+        self._file: MapFile | None = MapFile(self._path, location)  # dropped as soon as the layers are built
         self._lines: dict[str, tuple[list[np.ndarray], STRtree]] = {}
         self._polygons: dict[str, tuple[np.ndarray, STRtree]] = {}
 
@@ -101,10 +80,12 @@ class NuScenesVectorMap:
         target = np.zeros(grid.shape, dtype=np.uint8)
         to_lidar = _global2lidar_plane(lidar2global, ground_z)
         if filled:
+            self._build(lines=("divider",), polygons=("drivable_area", "ped_crossing"))
             self._fill(target, grid, to_lidar, "drivable_area", BOUNDARY)
             self._fill(target, grid, to_lidar, "ped_crossing", PED_CROSSING)
             self._draw(target, grid, to_lidar, "divider", DIVIDER)
             return target
+        self._build(lines=("divider", "ped_crossing", "boundary"))
         self._draw(target, grid, to_lidar, "divider", DIVIDER)
         self._draw(target, grid, to_lidar, "ped_crossing", PED_CROSSING)
         self._draw(target, grid, to_lidar, "boundary", BOUNDARY)
@@ -124,6 +105,7 @@ class NuScenesVectorMap:
         Returns:
             (rows, columns) bool.
         """
+        self._build(polygons=(layer,))
         mask = np.zeros(grid.shape, dtype=np.uint8)
         self._fill(mask, grid, _global2lidar_plane(lidar2global, ground_z), layer, 1)
         return mask.astype(bool)
@@ -133,7 +115,7 @@ class NuScenesVectorMap:
     def _draw(
         self, target: np.ndarray, grid: MapGrid, to_lidar: np.ndarray, layer: LineLayer, value: int
     ) -> None:
-        pieces, tree = self._line_layer(layer)
+        pieces, tree = self._lines[layer]
         near = tree.query(_patch(grid, to_lidar, _MARGIN), predicate="intersects")
         lines = [_to_pixels(grid, _apply(to_lidar, pieces[idx])) for idx in np.sort(near)]
         if not lines:
@@ -147,93 +129,58 @@ class NuScenesVectorMap:
     def _fill(
         self, target: np.ndarray, grid: MapGrid, to_lidar: np.ndarray, layer: PolygonLayer, value: int
     ) -> None:
-        polygons, tree = self._polygon_layer(layer)
+        polygons, tree = self._polygons[layer]
         near = tree.query(_patch(grid, to_lidar, 0.0), predicate="intersects")
         window = shapely.box(*_bounds(grid, 2 * grid.resolution))
         for polygon in polygons[np.sort(near)]:
             local = shapely.transform(polygon, lambda points: _apply(to_lidar, points))
-            for part in _polygon_parts(local.intersection(window)):
+            for part in polygon_parts(local.intersection(window)):
                 rings = [part.exterior, *part.interiors]
                 outlines = [_to_pixels(grid, np.asarray(ring.coords)) for ring in rings]
                 cv2.fillPoly(target, outlines, value, shift=_SUBPIXEL_BITS)  # even-odd: holes stay free
 
     # ------------------------------------------------------------------------------------------------ geometry
 
-    def _line_layer(self, layer: LineLayer) -> tuple[list[np.ndarray], STRtree]:
-        if layer not in self._lines:
-            if layer == "divider":
-                lines = self._divider_lines()
-            elif layer == "ped_crossing":
-                lines = self._crossing_lines()
-            else:
-                lines = self._boundary_lines()
-            pieces = [
-                line[start : start + _PIECE_LENGTH]
-                for line in lines
-                for start in range(0, len(line) - 1, _PIECE_LENGTH - 1)
-            ]
-            self._lines[layer] = (pieces, STRtree([shapely.linestrings(piece) for piece in pieces]))
-        return self._lines[layer]
+    def _build(self, lines: Sequence[LineLayer] = (), polygons: Sequence[PolygonLayer] = ()) -> None:
+        """Build the layers that are not there yet; the file is read again if it has been dropped before."""
+        missing_lines = [layer for layer in lines if layer not in self._lines]
+        missing_polygons = [layer for layer in polygons if layer not in self._polygons]
+        if not missing_lines and not missing_polygons:
+            return
+        file = self._file or MapFile(self._path, self._path.stem)
+        for line_layer in missing_lines:
+            self._lines[line_layer] = self._line_layer(file, line_layer)
+        for polygon_layer in missing_polygons:
+            array = np.array(file.polygons(polygon_layer), dtype=object)
+            self._polygons[polygon_layer] = (array, STRtree(array))
+        self._file = None  # the full set's maps are tens of MB of JSON, hundreds as objects, in every worker
 
-    def _divider_lines(self) -> list[np.ndarray]:
-        records = [*self._layer("road_divider"), *self._layer("lane_divider")]
-        lines = [
-            self._points(self._get(self._line_nodes, record["line_token"], "line")) for record in records
+    def _line_layer(self, file: MapFile, layer: LineLayer) -> tuple[list[np.ndarray], STRtree]:
+        if layer == "divider":
+            lines = file.divider_lines()
+        elif layer == "ped_crossing":
+            lines = self._crossing_lines(file)
+        else:
+            lines = self._boundary_lines(file)
+        pieces = [
+            line[start : start + _PIECE_LENGTH]
+            for line in lines
+            for start in range(0, len(line) - 1, _PIECE_LENGTH - 1)
         ]
-        return [line for line in lines if len(line) >= 2]
+        return pieces, STRtree([shapely.linestrings(piece) for piece in pieces])
 
-    def _crossing_lines(self) -> list[np.ndarray]:
+    def _crossing_lines(self, file: MapFile) -> list[np.ndarray]:
         lines = []
-        for polygon in self._polygon_layer("ped_crossing")[0]:
+        for polygon in file.polygons("ped_crossing"):
             outline = np.asarray(polygon.exterior.coords)
             lengths = np.linalg.norm(np.diff(outline, axis=0), axis=1)
             lines += [outline[edge : edge + 2] for edge in np.argsort(lengths, kind="stable")[-2:]]
         return lines
 
-    def _boundary_lines(self) -> list[np.ndarray]:
-        areas = np.concatenate([self._polygon_layer("road_segment")[0], self._polygon_layer("lane")[0]])
-        union = shapely.union_all(areas)
-        rings = [ring for part in _polygon_parts(union) for ring in (part.exterior, *part.interiors)]
+    def _boundary_lines(self, file: MapFile) -> list[np.ndarray]:
+        union = shapely.union_all(file.polygons("road_segment") + file.polygons("lane"))
+        rings = [ring for part in polygon_parts(union) for ring in (part.exterior, *part.interiors)]
         return [np.asarray(ring.coords) for ring in rings]
-
-    def _polygon_layer(self, layer: PolygonLayer) -> tuple[np.ndarray, STRtree]:
-        if layer not in self._polygons:
-            polygons = []
-            for record in self._layer(layer):
-                tokens = record["polygon_tokens"] if "polygon_tokens" in record else [record["polygon_token"]]
-                for token in tokens:
-                    polygons += self._polygon(self._get(self._polygon_records, token, "polygon"))
-            array = np.empty(len(polygons), dtype=object)
-            array[:] = polygons
-            self._polygons[layer] = (array, STRtree(array))
-        return self._polygons[layer]
-
-    def _polygon(self, record: dict[str, Any]) -> list[shapely.Polygon]:
-        """Valid polygons of a record; self-intersecting ones are repaired, as real maps have a few."""
-        exterior = self._points(record["exterior_node_tokens"])
-        holes = [self._points(hole["node_tokens"]) for hole in record["holes"]]
-        if len(exterior) < 3:
-            return []
-        polygon = shapely.Polygon(exterior, [hole for hole in holes if len(hole) >= 3])
-        return _polygon_parts(polygon if polygon.is_valid else shapely.make_valid(polygon))
-
-    def _points(self, node_tokens: Sequence[str]) -> np.ndarray:
-        return np.array([self._get(self._nodes, token, "node") for token in node_tokens]).reshape(-1, 2)
-
-    def _layer(self, layer: str) -> list[dict[str, Any]]:
-        if layer not in self._content:
-            raise DataError(
-                f"the vector map has no layer {layer!r}; it must be of map expansion v1.3.", path=self._path
-            )
-        return self._content[layer]
-
-    def _get(self, records: dict[str, Any], token: str, table: str) -> Any:
-        if token not in records:
-            raise DataError(
-                f"the vector map refers to {table} {token!r}, which it does not have; unpack it again.",
-                path=self._path,
-            )
-        return records[token]
 
 
 def _global2lidar_plane(lidar2global: np.ndarray, ground_z: float) -> np.ndarray:
@@ -264,10 +211,3 @@ def _patch(grid: MapGrid, to_lidar: np.ndarray, margin: float) -> shapely.Polygo
 def _to_pixels(grid: MapGrid, points: np.ndarray) -> np.ndarray:
     """OpenCV's fixed-point coordinates, (n, 2) int32 (column, row)."""
     return np.round(grid.lidar2pixels(points) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-
-
-def _polygon_parts(geometry: shapely.Geometry) -> list[shapely.Polygon]:
-    """Polygons of any geometry; points and edges, which have no area, are dropped."""
-    if isinstance(geometry, shapely.Polygon):
-        return [] if geometry.is_empty else [geometry]
-    return [part for child in getattr(geometry, "geoms", ()) for part in _polygon_parts(child)]

@@ -198,3 +198,15 @@ def test_damaged_map_is_named(tiny_copy):
     path.write_text('{"node": [], "line": [], "polygon": []}')
     with pytest.raises(DataError, match="has no layer 'road_divider'"):
         NuScenesVectorMap(tiny_copy, LOCATION).rasterise(MapGrid(), np.eye(4))
+
+
+def test_the_parsed_file_is_dropped_and_read_again_when_needed(tiny_root):
+    vector_map = NuScenesVectorMap(tiny_root, LOCATION)
+    pose = lidar_pose(220.0, 210.0, 0.1)
+    lines = vector_map.rasterise(MapGrid(), pose)
+    assert vector_map._file is None
+    filled = vector_map.rasterise(MapGrid(), pose, filled=True)
+    assert vector_map._file is None
+    fresh = NuScenesVectorMap(tiny_root, LOCATION)
+    np.testing.assert_array_equal(fresh.rasterise(MapGrid(), pose, filled=True), filled)
+    np.testing.assert_array_equal(fresh.rasterise(MapGrid(), pose), lines)
