@@ -61,7 +61,7 @@ fi
 echo "$recipe" >"$RUN/.demo/recipe"
 
 # --resume starts from the beginning where there is no checkpoint yet. Evaluation is a step of its own below.
-step train "$recipe" perception train "$CONFIG" --work-dir "$RUN" --resume "${options[@]}" train_cfg.val_interval=null
+step train "$recipe" perception train "$CONFIG" --work-dir "$RUN" --resume "${options[@]}" train_cfg.val_interval=0
 step evaluate "$recipe" perception test "$RUN"
 step untrained "$recipe" perception test "$CONFIG" --untrained --work-dir "$RUN" "${options[@]}"
 step constant "$recipe" perception test "$CONFIG" --baseline constant --work-dir "$RUN" "${options[@]}"

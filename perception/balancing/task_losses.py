@@ -7,15 +7,16 @@ from torch import Tensor
 
 
 class TaskLosses(Mapping[str, Tensor]):
-    """Losses of the tasks that have a target in the local batch.
+    """Losses of the tasks that the local batch measures.
 
-    A task without a target is absent, not zero: a zero would enter Gram matrices and geometric means as if it had
-    been measured.
+    A task without anything to measure is absent, not zero: a zero would enter Gram matrices and geometric means as if
+    it had been measured.
 
     Args:
-        losses: task → 0-dim loss, already divided by its number of targets.
-        num_targets: task → 0-dim number (≥ 1) that the loss was divided by. Ranks weight their losses with it, so
-            that the sum over ranks is the loss of the global batch.
+        losses: task → 0-dim loss, already divided by max(num_targets, 1).
+        num_targets: task → 0-dim number of targets in the local batch. A loss may exist without a target (0): the
+            classification of a batch without boxes, where every query is background. Ranks multiply their losses by
+            max(num_targets, 1) and divide the sum by the clamped *sum* of counts, which is the joined batch's loss.
         task_names: every task that the model declares, in the order of the Gram matrix's rows.
 
     Raises:

@@ -4,11 +4,10 @@ import time
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
-from perception.engine.collectives import comm_device, max_over_ranks, world_size
+from perception.engine.collectives import max_over_ranks
 from perception.registry import LOOPS
 
 
@@ -17,7 +16,8 @@ class EvalLoop(BaseLoop):
     """Predicts every sample of the loader and computes the metrics.
 
     Ranks may have different numbers of batches, since scenes stay whole. They step together all the same, so that a
-    stop request reaches every rank at the same batch.
+    stop request reaches every rank at the same batch. They hold the same weights and running statistics (see
+    `average_norm_statistics`), so an evaluation changes neither.
 
     Args:
         runner: the runner.
@@ -42,7 +42,6 @@ class EvalLoop(BaseLoop):
         runner.call_hook(f"before_{self.mode}")
         runner.call_hook(f"before_{self.mode}_epoch")
         runner.model.eval()
-        _share_buffers(runner.bare_model)
         if hasattr(runner.bare_model, "reset_history"):
             runner.bare_model.reset_history()
         iterator = iter(self.dataloader)
@@ -71,14 +70,3 @@ class EvalLoop(BaseLoop):
         runner.call_hook(
             f"after_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs
         )
-
-
-def _share_buffers(model: torch.nn.Module) -> None:
-    # Running statistics differ between ranks; all evaluate with rank 0's, which are also what a checkpoint holds.
-    # Rank 0's own are never changed by this, so the schedule of evaluations leaves no trace in training.
-    if world_size() == 1:
-        return
-    for buffer in model.buffers():
-        moved = buffer.to(comm_device())
-        dist.broadcast(moved, src=0)
-        buffer.copy_(moved)

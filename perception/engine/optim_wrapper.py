@@ -38,10 +38,9 @@ _MAX_NAMED = 5
 class BalancedOptimWrapper(OptimWrapper):
     """Optimiser wrapper that receives the task losses.
 
-    *Deviation* from `OptimWrapper`: gradients are summed over ranks here, each task normalised by its number of
-    targets
-    in the global batch, so that N ranks take the same step as one rank on the joined batch; a task absent on one rank
-    contributes zeros there. With accumulation the normalisation is that of each micro-batch.
+    *Deviation* from `OptimWrapper`: gradients are summed over ranks here, each task normalised by its number of targets
+    in the global batch (by 1 if that is 0), so that N ranks take the same step as one rank on the joined batch; a task
+    absent on one rank contributes zeros there. With accumulation the normalisation is that of each micro-batch.
 
     Args:
         optimizer: the optimiser.
@@ -161,34 +160,26 @@ class BalancedOptimWrapper(OptimWrapper):
             self._is_window_bad = False
 
     def _exchange(self, losses: TaskLosses) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        # Sums over ranks of [n_t, n_t L_t, non-finite_t] for each task t.
-        local = torch.zeros(3, len(losses.task_names), dtype=torch.float64)
-        values = {}
+        # Each local loss is S_t / max(n_t, 1). Summed over ranks: n_t, S_t, and how many have and how many a bad loss.
+        local = torch.zeros(4, len(losses.task_names), dtype=torch.float64)
+        divisors = torch.zeros(len(losses.task_names), dtype=torch.float64)
         if len(losses):
-            stacked = torch.stack(
-                [
-                    torch.stack([losses[task].detach().double().reshape(()).cpu() for task in losses]),
-                    torch.stack(
-                        [losses.num_targets[task].detach().double().reshape(()).cpu() for task in losses]
-                    ),
-                ]
-            )
-            values = dict(zip(losses, stacked.T.tolist(), strict=True))
-        for column, task in enumerate(losses.task_names):
-            if task not in values:
-                continue
-            value, count = values[task]
-            is_finite = bool(torch.isfinite(torch.tensor(value)))
-            local[:, column] = torch.tensor(
-                [count, count * value if is_finite else 0.0, float(not is_finite)]
-            )
-        counts, sums, bad = sum_over_ranks(local)
-        present = counts > 0
-        safe = counts.clamp(min=1e-300)
-        shares = torch.where(present, local[0] / safe, torch.zeros_like(counts))
-        global_losses = torch.where(present, sums / safe, torch.zeros_like(counts))
+            pairs = [(losses[task], losses.num_targets[task]) for task in losses]
+            # One copy from the device instead of one per number.
+            flat = torch.stack(
+                [value.detach().double().reshape(()) for pair in pairs for value in pair]
+            ).cpu()
+            values, counts = flat.view(-1, 2).T
+            columns = [losses.task_names.index(task) for task in losses]
+            is_finite = values.isfinite()
+            divisors[columns] = counts.clamp(min=1)
+            sums = torch.where(is_finite, values, 0.0) * divisors[columns]
+            local[:, columns] = torch.stack([counts, sums, torch.ones_like(counts), (~is_finite).double()])
+        counts, sums, num_ranks, bad = sum_over_ranks(local)
+        present = num_ranks > 0
+        global_divisors = counts.clamp(min=1)
         bad_tasks = [task for task, flag in zip(losses.task_names, bad.tolist(), strict=True) if flag]
-        return global_losses, shares, present, bad_tasks
+        return sums / global_divisors, divisors / global_divisors, present, bad_tasks
 
     def _weighted_sum(
         self, losses: TaskLosses, global_losses: Tensor, shares: Tensor, present: Tensor

@@ -6,30 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from perception.engine.norm_statistics import NormStatistics
 from perception.engine.rng import get_rng_state, set_rng_state
-
-
-class NormStatistics:
-    """A copy of the running statistics that a training forward changes, to undo them for a skipped step.
-
-    Args:
-        model: its normalisation layers in training mode are copied.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._copies = [
-            (buffer, buffer.clone())
-            for module in model.modules()
-            if isinstance(module, _NormBase) and module.training
-            for buffer in module.buffers(recurse=False)
-        ]
-
-    def restore(self) -> None:
-        """Put the statistics back."""
-        for buffer, copy in self._copies:
-            buffer.copy_(copy)
 
 
 @dataclass(kw_only=True)

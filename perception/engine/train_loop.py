@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from perception.engine.norm_statistics import average_norm_statistics
 from perception.engine.rng import isolated_rng
 from perception.engine.step_context import StepContext
 from perception.registry import LOOPS
@@ -29,11 +30,11 @@ class TrainLoop(BaseLoop):
         by_epoch: whether `val_interval` and `val_begin` count epochs (else iterations).
         max_epochs: end of training if `by_epoch`.
         max_iters: end of training if not `by_epoch`.
-        val_interval: evaluate every so many epochs or iterations, and at the end; None only at the end.
+        val_interval: evaluate every so many epochs or iterations, and at the end; None only at the end, 0 never.
         val_begin: no evaluation before this epoch or iteration.
 
     Raises:
-        ValueError: the limits contradict `by_epoch`, or the sampler can't be positioned.
+        ValueError: the limits contradict `by_epoch`, `val_interval` is negative, or the sampler can't be positioned.
     """
 
     def __init__(
@@ -52,6 +53,10 @@ class TrainLoop(BaseLoop):
             raise ValueError(
                 f"train_cfg has by_epoch={by_epoch}, max_epochs={max_epochs}, max_iters={max_iters}; allowed: "
                 "by_epoch=True with max_epochs >= 1, or by_epoch=False with max_iters >= 1"
+            )
+        if val_interval is not None and val_interval < 0:
+            raise ValueError(
+                f"train_cfg has val_interval={val_interval}; allowed: 1 or more, None (at the end only), 0 (never)"
             )
         super().__init__(runner, dataloader)
         if not hasattr(self.dataloader.sampler, "set_position"):
@@ -152,6 +157,7 @@ class TrainLoop(BaseLoop):
             StepContext(step=self._iter + 1, model=runner.bare_model, data_batch=data_batch)
         )
         outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        average_norm_statistics(runner.bare_model)
         runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
         if batch_idx + 1 == self.epoch_length:
             runner.call_hook("after_train_epoch")
@@ -161,7 +167,7 @@ class TrainLoop(BaseLoop):
             self._evaluate()
 
     def _is_evaluation_due(self) -> bool:
-        if self.runner.val_loop is None:
+        if self.val_interval == 0 or self.runner.val_loop is None:
             return False
         if self.by_epoch and self.batch_idx != 0:
             return False
@@ -170,7 +176,8 @@ class TrainLoop(BaseLoop):
         return count >= self.val_begin and (is_turn or self._iter == self._max_iters)
 
     def _evaluate(self) -> None:
-        # Whether and when a run evaluates must not change how it trains.
+        # Whether and when a run evaluates must not change how it trains: it draws from generators of its own, and every
+        # rank's weights and statistics are the ones that it evaluates with.
         with isolated_rng():
             self.runner.val_loop.run()
         self.runner.model.train()

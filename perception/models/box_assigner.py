@@ -74,8 +74,8 @@ class HungarianAssigner:
         """
         if not bool(gt_codes[:, :MATCHED_CODE].isfinite().all()):
             raise ValueError(
-                "a ground-truth box holds NaN or inf, or a size that is not positive, so no query can be matched to it. "
-                "Repair or filter the box."
+                "a ground-truth box holds NaN or inf, or a size that is not positive, so it cannot be matched. "
+                "Repair or filter it."
             )
         cost = self.cls_cost(cls_scores.float(), gt_labels) + self.box_cost(codes.float(), gt_codes.float())
         matrices = cost.nan_to_num(nan=_WORST, posinf=_WORST, neginf=-_WORST).cpu().numpy()

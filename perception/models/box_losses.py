@@ -53,8 +53,8 @@ class LayerLosses:
     """Losses of one decoder layer; box and velocity are None without a target.
 
     cls, box, velocity: 0-dim.
-    num_boxes: 0-dim, matched queries, at least 1.
-    num_velocities: 0-dim, matched queries whose target has a velocity, at least 1.
+    num_boxes: 0-dim, matched queries; `cls` is divided by at least 1.
+    num_velocities: 0-dim, matched queries whose target has a velocity.
     """
 
     cls: Tensor
@@ -87,9 +87,9 @@ def layer_losses(
         box_weight: factor of both L1 losses.
     """
     matched = targets.matched
-    num_boxes = matched.sum().clamp(min=1)
+    num_boxes = matched.sum()
     one_hot = F.one_hot(targets.labels, cls_scores.shape[-1] + 1)[..., :-1]
-    cls = focal_loss(cls_scores.float(), one_hot).sum() / num_boxes * cls_weight
+    cls = focal_loss(cls_scores.float(), one_hot).sum() / num_boxes.clamp(min=1) * cls_weight
 
     wanted = targets.codes[matched]  # (n, 10)
     if len(wanted) == 0:
@@ -101,4 +101,4 @@ def layer_losses(
     velocity = None
     if num_velocities > 0:
         velocity = (error[:, VELOCITY] * known).sum() / num_velocities * box_weight
-    return LayerLosses(cls, box, velocity, num_boxes, num_velocities.clamp(min=1))
+    return LayerLosses(cls, box, velocity, num_boxes, num_velocities)

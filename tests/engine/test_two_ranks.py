@@ -1,11 +1,7 @@
 """Two ranks over gloo in one launch: the same steps, evaluation, resume and signals as on one rank."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +12,10 @@ import toy_world
 
 from perception.checkpoint import CheckpointError
 from perception.engine import PerceptionRunner, read_log
+from tests.engine.launching import launch
 
 PLAIN = {"model__dropout": 0.0, "model__batch_norm": False, "randomness__seed": 3, "param_scheduler": None,
          "optim_wrapper__optimizer": None, "optim_wrapper__clip_grad": None}  # fmt: skip
-
-
-def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2) -> None:
-    """Run toy_driver.py on so many ranks and wait; a failure shows the ranks' output."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(num_ranks):
-        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks),
-               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-               "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
-        command = [sys.executable, toy_driver.__file__, json.dumps(jobs)]
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate(timeout=170)[0] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * num_ranks, "\n".join(output[-3000:] for output in outputs)
 
 
 def sgd(batch_size: int, **changes: Any) -> dict[str, Any]:

@@ -12,15 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bev_world
 import torch
 import toy_world
 
 from perception.engine import PerceptionRunner, collectives
 
+WORLDS = {"toy": toy_world.config, "bev": bev_world.config}
 
-def train(work_dir: str, *, resume: bool = False, stop_after: int | None = None, **changes: Any) -> None:
-    cfg = toy_world.config(work_dir, resume=resume, **changes)
-    PerceptionRunner.from_cfg(cfg).train(stop_after=stop_after)
+
+def train(
+    work_dir: str, *, world: str = "toy", resume: bool = False, stop_after: int | None = None, **changes: Any
+) -> None:
+    """Train; the statistics that each rank holds at the end go to `<work_dir>.statistics<rank>`."""
+    runner = PerceptionRunner.from_cfg(WORLDS[world](work_dir, resume=resume, **changes))
+    runner.train(stop_after=stop_after)
+    statistics = bev_world.running_statistics(runner.bare_model.state_dict())
+    torch.save(statistics, f"{work_dir}.statistics{runner.rank}")
 
 
 def signal_at(work_dir: str, *, step: int, rank: int, number: int, **changes: Any) -> None:
@@ -58,9 +66,11 @@ def evaluate(work_dir: str, *, out: str, **changes: Any) -> None:
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps({"metrics": metrics, "seen": seen}))
 
 
-def gradients(work_dir: str, *, out: str, **changes: Any) -> None:
+def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) -> None:
     """One SGD step with learning rate 1 from fixed weights; the weights afterwards."""
-    runner = PerceptionRunner.from_cfg(toy_world.config(work_dir, **changes))
+    if world == "bev":
+        changes = {**bev_world.DETECTION_STEP, **changes}
+    runner = PerceptionRunner.from_cfg(WORLDS[world](work_dir, **changes))
     runner.train(stop_after=1)
     if runner.rank == 0:
         torch.save(runner.strategy.model_state_dict(), out)
