@@ -1,5 +1,6 @@
 """Builds loaders whose batches depend on seed, epoch and position only."""
 
+import inspect
 import os
 import random
 from collections.abc import Mapping
@@ -25,9 +26,9 @@ _OUR_KEYS = frozenset({"dataset", "sampler", "collate_fn"})
 def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank: int = 0) -> DataLoader:
     """A loader from `dict(dataset=..., sampler=..., batch_size=..., num_workers=...)`.
 
-    The dataset hears of its epoch through the index (see `EpochDataset`). The loader draws from a generator of its
-    own, so that starting an iteration does not shift the training's random numbers. With a `SceneSampler`, batches
-    read several scenes side by side.
+    A dataset that takes a `seed` gets the run's, unless its config has one. It hears of its epoch through the index
+    (see `EpochDataset`). The loader draws from a generator of its own, so that starting an iteration does not shift the
+    training's random numbers. With a `SceneSampler`, batches read several scenes side by side.
 
     Raises:
         ValueError: an unknown key, a missing dataset or an unsuited sampler.
@@ -42,7 +43,7 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
     if config.get("dataset") is None:
         raise ValueError("dataloader has no dataset. Add dataset=dict(type=...)")
     dataset = config["dataset"]
-    dataset = DATASETS.build(dict(dataset)) if isinstance(dataset, Mapping) else dataset
+    dataset = _build_dataset(dataset, seed=seed) if isinstance(dataset, Mapping) else dataset
     if hasattr(dataset, "full_init"):
         dataset.full_init()
     dataset = EpochDataset(dataset)
@@ -67,6 +68,13 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
         generator=torch.Generator().manual_seed(stable_seed(seed, "loader", rank)),
         **options,
     )
+
+
+def _build_dataset(config: Mapping[str, Any], *, seed: int) -> Any:
+    kind = config["type"]
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    takes_seed = kind is not None and "seed" in inspect.signature(kind).parameters
+    return DATASETS.build({"seed": seed, **config} if takes_seed else dict(config))
 
 
 def _resolve_collate(config: Any) -> Any:
