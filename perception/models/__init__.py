@@ -3,7 +3,8 @@
 from perception.models.bev_encoder import BEVEncoder
 from perception.models.bevformer import BEVFormer
 from perception.models.box_head import BoxHead
+from perception.models.center_heatmap import CenterHeatmap
 from perception.models.data_preprocessor import BEVDataPreprocessor
 from perception.models.seg_head import SegHead
 
-__all__ = ["BEVDataPreprocessor", "BEVEncoder", "BEVFormer", "BoxHead", "SegHead"]
+__all__ = ["BEVDataPreprocessor", "BEVEncoder", "BEVFormer", "BoxHead", "CenterHeatmap", "SegHead"]

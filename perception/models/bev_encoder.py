@@ -214,7 +214,12 @@ class BEVEncoder(nn.Module):
 
     @torch.no_grad()
     def _shrink_embeddings(self) -> None:
-        for embedding in (self.bev_embedding.weight, self.cams_embeds, self.level_embeds, self.can_bus_mlp.norm.weight):
+        for embedding in (
+            self.bev_embedding.weight,
+            self.cams_embeds,
+            self.level_embeds,
+            self.can_bus_mlp.norm.weight,
+        ):
             embedding.mul_(_FOCUSED_STD)
 
     def forward(

@@ -20,6 +20,7 @@ from perception.models.backbone_weights import load_backbone
 from perception.models.bev_encoder import BEVEncoder
 from perception.models.box_coder import DecodedBoxes
 from perception.models.box_head import BoxHead, BoxTargets
+from perception.models.center_heatmap import CenterHeatmap
 from perception.models.seg_head import SegHead
 from perception.models.task_losses import group_losses
 from perception.registry import MODELS
@@ -43,6 +44,7 @@ class BEVFormer(BaseModel):
         bev_encoder: config of the BEV encoder.
         box_head: config of the box head; None: no detection.
         seg_head: config of the segmentation head; None: no segmentation.
+        center_heatmap: config of the auxiliary loss on the BEV features, which needs a box head; None: no such loss.
         data_preprocessor: config of the data preprocessor.
         use_history: False trains and predicts every frame on its own (BEVFormer-S).
         backbone_weights: local file with pretrained backbone weights; None: from scratch.
@@ -61,6 +63,7 @@ class BEVFormer(BaseModel):
         bev_encoder: MODULE_CONFIG,
         box_head: MODULE_CONFIG | None = None,
         seg_head: MODULE_CONFIG | None = None,
+        center_heatmap: MODULE_CONFIG | None = None,
         data_preprocessor: MODULE_CONFIG | nn.Module | None = None,
         use_history: bool = True,
         backbone_weights: str | None = None,
@@ -74,6 +77,9 @@ class BEVFormer(BaseModel):
         self.bev_encoder: BEVEncoder = MODELS.build(bev_encoder)
         self.box_head: BoxHead | None = None if box_head is None else MODELS.build(box_head)
         self.seg_head: SegHead | None = None if seg_head is None else MODELS.build(seg_head)
+        self.center_heatmap: CenterHeatmap | None = (
+            None if center_heatmap is None else MODELS.build(center_heatmap)
+        )
         self.use_history = use_history
         self.backbone_weights = backbone_weights
         self.backbone_sha256 = backbone_sha256
@@ -136,7 +142,10 @@ class BEVFormer(BaseModel):
         outputs = self._forward_heads(self.compute_bev(inputs))
         losses: dict[str, Tensor] = {}
         if self.box_head is not None:
-            losses.update(self.box_head.loss(outputs["boxes"], [_box_targets(s) for s in data_samples]))
+            targets = [_box_targets(sample) for sample in data_samples]
+            losses.update(self.box_head.loss(outputs["boxes"], targets))
+            if self.center_heatmap is not None:
+                losses.update(self.center_heatmap.loss(outputs["bev"], targets))
         if self.seg_head is not None:
             losses.update(self.seg_head.loss(outputs["seg_logits"], [_map_target(s) for s in data_samples]))
         return losses
@@ -240,9 +249,13 @@ class BEVFormer(BaseModel):
         return prev_bev, known
 
     def _check_heads(self) -> None:
-        heads = {"box_head": self.box_head, "seg_head": self.seg_head}
+        heads = {"box_head": self.box_head, "seg_head": self.seg_head, "center_heatmap": self.center_heatmap}
         if self.box_head is None and self.seg_head is None:
             raise ValueError("BEVFormer needs box_head, seg_head, or both; got neither.")
+        if self.center_heatmap is not None and self.box_head is None:
+            raise ValueError(
+                "center_heatmap belongs to the task 'cls' of box_head, which is None; leave it out as well."
+            )
         expected = (self.bev_encoder.grid, self.bev_encoder.embed_dims)
         for name, head in heads.items():
             if head is not None and (head.grid, head.embed_dims) != expected:

@@ -1,19 +1,22 @@
 """BEVFormer nano: the demo's model, small enough to train from scratch on two CPU cores.
 
 Source: ours; BEVFormer's structure with the first three stages of a ResNet-18 at 24 base channels (one level, stride
-16), a 40 × 40 BEV, 2 + 3 layers, 150 queries in three groups while training (Group DETR), and a narrow segmentation
-U-Net at twice the map's pixel size. Input 352 × 198 padded to 352 × 208, RGB ImageNet normalisation.
-Size: 1,064,125 parameters, 1,064,115 of them trained (backbone 394,584, neck 43,136, encoder 212,896, box head 247,513,
-segmentation head 165,996).
+16), a 64 × 32 BEV, 2 + 3 layers, 150 queries in three groups while training (Group DETR), and a narrow segmentation
+U-Net at twice the map's pixel size. Three aids for training from scratch in minutes, all off elsewhere: `focused_init`,
+reference points spread over the grid, and the heatmap loss on the BEV. Input 352 × 144, RGB ImageNet normalisation.
+Size: 1,231,135 parameters, 1,231,125 of them trained (backbone 394,584, neck 43,136, encoder 242,080, box head 247,513,
+segmentation head 303,172, heatmap 650).
 """
 
 from mmdet.models.backbones import ResNet
 from mmdet.models.necks import FPN
 
-from perception.models import BEVDataPreprocessor, BEVEncoder, BEVFormer, BoxHead, SegHead
+from perception.models import BEVDataPreprocessor, BEVEncoder, BEVFormer, BoxHead, CenterHeatmap, SegHead
 
-_pc_range = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-_bev = dict(pc_range=_pc_range, bev_h=40, bev_w=40, embed_dims=64)
+# Along the road as far as nuScenes scores, across it half as far: 99.7 % of the world's boxes, in cells of 1.6 m. The
+# lowest of the pillar's four points lies on the ground, 1.8 m below the LiDAR.
+_pc_range = (-25.6, -51.2, -2.3, 25.6, 51.2, 2.7)
+_bev = dict(pc_range=_pc_range, bev_h=64, bev_w=32, embed_dims=64)
 
 model = dict(
     type=BEVFormer,
@@ -31,16 +34,18 @@ model = dict(
         zero_init_residual=False,
     ),
     img_neck=dict(type=FPN, in_channels=[96], out_channels=64, num_outs=1),
-    bev_encoder=dict(type=BEVEncoder, num_layers=2, num_heads=4, dropout=0.0, **_bev),
+    bev_encoder=dict(type=BEVEncoder, num_layers=2, num_heads=4, dropout=0.0, focused_init=True, **_bev),
     box_head=dict(
         type=BoxHead,
         num_query=150,
         num_layers=3,
         num_heads=4,
+        dropout=0.0,
         num_query_groups=3,
         reference_init="grid",
         with_box_refine=True,
         **_bev,
     ),
-    seg_head=dict(type=SegHead, width=12, reduce_dims=16, output_stride=2, loss_dice_weight=1.0, **_bev),
+    seg_head=dict(type=SegHead, width=16, reduce_dims=32, output_stride=2, loss_dice_weight=1.0, **_bev),
+    center_heatmap=dict(type=CenterHeatmap, loss_weight=0.5, **_bev),
 )

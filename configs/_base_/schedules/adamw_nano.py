@@ -5,8 +5,8 @@ from mmengine.config import read_base
 with read_base():
     from .adamw_24e import *
 
-optim_wrapper.update(optimizer=dict(lr=6e-4))
+optim_wrapper.update(optimizer=dict(lr=2e-3))
 optim_wrapper.pop("paramwise_cfg")  # nothing is pretrained, so the backbone learns at the full rate
 param_scheduler[0].update(end=100)
-param_scheduler[1].update(T_max=12, end=12)
-train_cfg.update(max_epochs=12, val_interval=12)
+param_scheduler[1].update(T_max=5, end=5)
+train_cfg.update(max_epochs=5, val_interval=5)
