@@ -1,7 +1,10 @@
 """What the command line calls: train, test, predict, dry run."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +141,8 @@ def predict(
 def rehearse(cfg: Config) -> Path:
     """Two training steps with a save and a resume between them, and two evaluation steps.
 
-    Everything is written to a temporary folder, which is removed.
+    Everything is written beside the run folder, to `<name>.dry-run`, which is removed. (Not to a random temporary
+    folder: all ranks must find the same one.)
 
     Returns:
         The run folder that a real run would use; nothing is written there.
@@ -146,7 +150,8 @@ def rehearse(cfg: Config) -> Path:
     Raises:
         Exception: whatever a real run would raise.
     """
-    with tempfile.TemporaryDirectory(prefix="perception-dry-run-") as folder:
+    run_folder = Path(cfg.get("work_dir", "work_dirs/default")).absolute()
+    with _scratch_folder(run_folder.with_name(f"{run_folder.name}.dry-run")) as folder:
         small = _changed(cfg, work_dir=folder, visualizer=dict(vis_backends=[]))
         if small.get("val_dataloader") is not None:
             batch_size = small["val_dataloader"].get("batch_size", 1)
@@ -159,10 +164,22 @@ def rehearse(cfg: Config) -> Path:
             logger.info("dry run: trained step %d and saved%s", step, "" if step == 1 else ", after a resume")
         metrics = runner.evaluate_now()
         logger.info("dry run: evaluated 2 batches, %d metrics", len(metrics))
-    return Path(cfg.get("work_dir", "work_dirs/default")).absolute()
+    return run_folder
 
 
 dry_run = rehearse
+
+
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[str]:
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield str(folder)
+    finally:
+        if is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _changed(cfg: Config, **changes: Any) -> Config:
