@@ -11,7 +11,7 @@ from perception.config import did_you_mean
 from perception.datasets._frames import current_frame_fields, frame_fields, ground_truth
 from perception.datasets._packed import read_index
 from perception.registry import DATASETS, TRANSFORMS
-from perception.structures import CLASS_NAMES
+from perception.structures import CLASS_NAMES, MAP_CLASSES
 from perception.utils import DataError, get_logger, stable_seed
 
 _MAX_SKIPPED_FRACTION = 0.001
@@ -93,15 +93,19 @@ class NuScenesBEVDataset(BaseDataset):
         self._metainfo: dict[str, Any] = {}
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._is_skipped = torch.zeros(0, dtype=torch.bool)
+        transforms = [
+            TRANSFORMS.build(dict(transform)) if isinstance(transform, Mapping) else transform
+            for transform in pipeline
+        ]
+        found = (transform.map_classes for transform in transforms if hasattr(transform, "map_classes"))
+        self.map_classes: tuple[str, ...] = next(found, MAP_CLASSES)
+        names = {"classes": self.class_names, "map_classes": self.map_classes}
         super().__init__(
             ann_file=str(ann_file),
-            metainfo={"classes": self.class_names, **(metainfo or {})},
+            metainfo={**names, **(metainfo or {})},
             data_root=str(data_root),
             indices=indices,
-            pipeline=[
-                TRANSFORMS.build(dict(transform)) if isinstance(transform, Mapping) else transform
-                for transform in pipeline
-            ],
+            pipeline=transforms,
             test_mode=test_mode,
             lazy_init=lazy_init,
         )

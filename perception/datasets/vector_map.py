@@ -75,7 +75,7 @@ class NuScenesVectorMap:
             ground_z: height of the ground in the global frame, metres.
 
         Returns:
-            (rows, columns) uint8, values as in `MAP_CLASSES`.
+            (rows, columns) uint8, values as in `MAP_CLASSES`, or `FILLED_MAP_CLASSES`.
         """
         target = np.zeros(grid.shape, dtype=np.uint8)
         to_lidar = _global2lidar_plane(lidar2global, ground_z)

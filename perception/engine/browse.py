@@ -55,41 +55,48 @@ def browse(
         )
     written = []
     for index in indices:
-        sheet, token = draw_item(built[index], map_grid=map_grid, class_names=built.class_names)
-        path = Path(out) / f"{index:06d}_{token[:12]}.jpg"
+        item = built[index]
+        truth = item["data_samples"]
+        sheet = draw_on_item(
+            item,
+            built,
+            boxes=truth.gt_instances_3d.bboxes_3d.tensor.double().numpy(),
+            labels=truth.gt_instances_3d.labels_3d.numpy(),
+            map_mask=mask_of(truth, "gt_bev_seg"),
+            map_grid=map_grid,
+        )
+        path = Path(out) / f"{index:06d}_{truth.metainfo['sample_token'][:12]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         written.append(save_image(path, sheet))
     return written
 
 
-def draw_item(
-    item: Mapping[str, Any], *, map_grid: MapGrid | None, class_names: Sequence[str]
-) -> tuple[np.ndarray, str]:
-    """The sheet of a packed dataset item's current frame, and its sample token.
+def draw_on_item(item: Mapping[str, Any], dataset: NuScenesBEVDataset, **drawn: Any) -> np.ndarray:
+    """The sheet of a packed dataset item's current frame.
 
     Args:
         item: `inputs` and `data_samples` as `PackBEVInputs` makes them.
-        map_grid: grid of the item's map; None for the default.
-        class_names: names of the labels.
+        dataset: the dataset it comes from.
+        drawn: boxes, labels, masks and options, as in `perception.visualization.draw_sample`.
 
     Returns:
-        (H, W, 3) uint8 BGR, and the token.
+        (H, W, 3) uint8 BGR.
     """
-    inputs, sample = item["inputs"], item["data_samples"]
+    inputs, metainfo = item["inputs"], item["data_samples"].metainfo
     images = [image.permute(1, 2, 0).contiguous().numpy() for image in inputs["img"][-1]]  # N × (H, W, 3)
-    truth = sample.gt_instances_3d
-    has_map = "gt_bev_seg" in sample
-    sheet = draw_sample(
+    return draw_sample(
         dict(zip(CAMERA_NAMES, images, strict=True)),
         dict(zip(CAMERA_NAMES, inputs["lidar2img"][-1].double().numpy(), strict=True)),
-        truth.bboxes_3d.tensor.double().numpy(),
-        truth.labels_3d.numpy(),
-        map_mask=sample.gt_bev_seg.sem_seg[0].numpy() if has_map else None,
-        map_grid=map_grid,
-        class_names=tuple(class_names),
-        title=f"{sample.metainfo.get('scene_name', '')}  frame {sample.metainfo.get('frame_idx', '')}",
+        class_names=dataset.class_names,
+        map_classes=dataset.map_classes,
+        title=f"{metainfo.get('scene_name', '')}  frame {metainfo.get('frame_idx', '')}",
+        **drawn,
     )
-    return sheet, sample.metainfo["sample_token"]
+
+
+def mask_of(sample: Any, key: str) -> np.ndarray | None:
+    """(rows, columns) of a data sample's map, if it has one."""
+    return sample.get(key).sem_seg[0].cpu().numpy() if key in sample else None
 
 
 def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) -> NuScenesBEVDataset:

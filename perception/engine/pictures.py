@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from perception.engine.browse import find_data_root, map_grid_of
+from perception.engine.browse import draw_on_item, find_data_root, map_grid_of, mask_of
 from perception.engine.run import predict
 from perception.registry import DATASETS
-from perception.structures import CAMERA_NAMES
+from perception.structures import MapGrid
 from perception.utils import write_json_atomic
-from perception.visualization import draw_sample, save_image
+from perception.visualization import save_image
 
 _WARM_UP = 3
 _MAX_SAVED_BOXES = 100
@@ -65,7 +65,7 @@ def draw_predictions(
         if not is_drawn:
             continue
         token = result.metainfo["sample_token"]
-        sheet = _draw(dataset[item], result, map_grid, score_threshold, dataset.class_names)
+        sheet = _draw(dataset[item], result, map_grid, score_threshold, dataset)
         written.append(save_image(Path(out) / f"prediction_{item:06d}_{token[:12]}.jpg", sheet))
         records[token] = _record(result, dataset.class_names)
     path = Path(out) / "predictions.json"
@@ -92,26 +92,23 @@ def _with_history(scenes: Sequence[str], chosen: Sequence[int]) -> tuple[list[in
 
 
 def _draw(
-    item: Any, result: Any, map_grid: Any, score_threshold: float, class_names: Sequence[str]
+    item: Any, result: Any, map_grid: MapGrid | None, score_threshold: float, dataset: Any
 ) -> np.ndarray:
-    inputs, truth = item["inputs"], item["data_samples"]
-    images = [image.permute(1, 2, 0).contiguous().numpy() for image in inputs["img"][-1]]  # N × (H, W, 3)
+    truth = item["data_samples"]
     boxes, labels, scores = _boxes(result)
     truth_boxes = truth.gt_instances_3d if "gt_instances_3d" in truth else None
-    return draw_sample(
-        dict(zip(CAMERA_NAMES, images, strict=True)),
-        dict(zip(CAMERA_NAMES, inputs["lidar2img"][-1].double().numpy(), strict=True)),
-        boxes,
-        labels,
-        scores,
-        _mask(result, "pred_bev_seg"),
+    return draw_on_item(
+        item,
+        dataset,
+        boxes=boxes,
+        labels=labels,
+        scores=scores,
+        map_mask=mask_of(result, "pred_bev_seg"),
         gt_boxes=None if truth_boxes is None else truth_boxes.bboxes_3d.tensor.double().numpy(),
         gt_labels=None if truth_boxes is None else truth_boxes.labels_3d.numpy(),
-        gt_map_mask=_mask(truth, "gt_bev_seg"),
+        gt_map_mask=mask_of(truth, "gt_bev_seg"),
         score_threshold=score_threshold,
-        class_names=tuple(class_names),
         map_grid=map_grid,
-        title=f"{result.metainfo.get('scene_name', '')}  frame {result.metainfo.get('frame_idx', '')}",
     )
 
 
@@ -124,10 +121,6 @@ def _boxes(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found.labels_3d.cpu().numpy(),
         found.scores_3d.detach().cpu().double().numpy(),
     )
-
-
-def _mask(sample: Any, key: str) -> np.ndarray | None:
-    return sample.get(key).sem_seg[0].cpu().numpy() if key in sample else None
 
 
 def _record(result: Any, class_names: Sequence[str]) -> list[dict[str, Any]]:

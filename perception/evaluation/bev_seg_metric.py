@@ -57,7 +57,7 @@ class BEVSegMetric(GatheredMetric):
 
     Args:
         map_grid: the grid that predictions and ground truth must lie on, or its arguments; unchecked if None.
-        class_names: names of the classes, background first.
+        class_names: names of the classes, background first; by default the dataset's.
         ignore_index: value of ground-truth pixels that do not count.
         subset: only a part of the split is evaluated.
 
@@ -73,14 +73,21 @@ class BEVSegMetric(GatheredMetric):
         self,
         *,
         map_grid: MapGrid | Mapping[str, Any] | None = None,
-        class_names: tuple[str, ...] = MAP_CLASSES,
+        class_names: tuple[str, ...] | None = None,
         ignore_index: int = 255,
         subset: bool = False,
     ) -> None:
         super().__init__(subset=subset)
         self.map_grid = map_grid if isinstance(map_grid, MapGrid) or map_grid is None else MapGrid(**map_grid)
-        self.class_names = tuple(class_names)
+        self._class_names = class_names
         self.ignore_index = ignore_index
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; the dataset's follow from the way its map is drawn."""
+        if self._class_names is not None:
+            return tuple(self._class_names)
+        return tuple((self.dataset_meta or {}).get("map_classes", MAP_CLASSES))
 
     def process_sample(self, sample: Mapping[str, Any]) -> np.ndarray | None:
         """(3, num_classes) counts of one sample, or None if it has no map ground truth.

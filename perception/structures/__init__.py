@@ -4,13 +4,14 @@ from perception.structures.boxes import CODE_SIZE, box_corners, decode_boxes, en
 from perception.structures.cameras import MIN_DEPTH, compose_lidar2img, project_points, resize_matrix
 from perception.structures.ego_motion import EGO_MOTION_SIZE, bev_shift, ego_motion, heading
 from perception.structures.grids import BEVGrid, MapGrid
-from perception.structures.names import CAMERA_NAMES, CLASS_NAMES, MAP_CLASSES
+from perception.structures.names import CAMERA_NAMES, CLASS_NAMES, FILLED_MAP_CLASSES, MAP_CLASSES
 
 __all__ = [
     "CAMERA_NAMES",
     "CLASS_NAMES",
     "CODE_SIZE",
     "EGO_MOTION_SIZE",
+    "FILLED_MAP_CLASSES",
     "MAP_CLASSES",
     "MIN_DEPTH",
     "BEVGrid",

@@ -26,3 +26,6 @@ CAMERA_NAMES = (
 
 MAP_CLASSES = ("background", "divider", "ped_crossing", "boundary")
 """Values 0…3 of a map target; where lines cross, the later class wins."""
+
+FILLED_MAP_CLASSES = ("background", "divider", "ped_crossing", "drivable_area")
+"""Values 0…3 of a map target whose areas are filled."""

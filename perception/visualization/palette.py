@@ -41,6 +41,7 @@ MAP_COLOURS: dict[str, Colour] = {
     "divider": from_hex("#f4c95d"),
     "ped_crossing": from_hex("#5fb0ff"),
     "boundary": from_hex("#ff6b8b"),
+    "drivable_area": from_hex("#5b6b7f"),
 }
 """Colour per map class; background has none."""
 

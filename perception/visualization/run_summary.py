@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perception.structures import CLASS_NAMES, MAP_CLASSES
+from perception.structures import CLASS_NAMES, FILLED_MAP_CLASSES, MAP_CLASSES
 from perception.utils import DataError, read_json
 
 TP_ERRORS = {
@@ -104,7 +104,8 @@ class RunSummary:
             for key, value in self.metrics.items()
             if key.startswith("IoU/")
         }
-        names = [*MAP_CLASSES[1:], *(name for name in found if name not in MAP_CLASSES)]
+        ours = FILLED_MAP_CLASSES if FILLED_MAP_CLASSES[-1] in found else MAP_CLASSES
+        names = [*ours[1:], *(name for name in found if name not in ours)]
         return [(name, found.get(name)) for name in names] if found else []
 
     def mean_errors(self) -> dict[str, float | None]:

@@ -439,6 +439,12 @@ def test_can_bus_of_either_layout_is_read_and_others_are_refused(tiny_root, inde
         assert caught.value.sample_token == content["data_list"][number]["token"]
 
 
+@pytest.mark.parametrize(("filled", "last"), [(False, "boundary"), (True, "drivable_area")])
+def test_map_classes_follow_the_drawing_rule(build, filled, last):
+    dataset = build(pipeline=[{"type": LoadBEVMap, "grid": GRID, "filled": filled, "cache_dir": None}])
+    assert dataset.metainfo["map_classes"] == ("background", "divider", "ped_crossing", last)
+
+
 def test_first_sample_is_read_without_the_rest(index, tmp_path):
     content = json.loads(index.read_text())
     path = tmp_path / "cut.json"

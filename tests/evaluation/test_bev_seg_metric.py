@@ -7,7 +7,7 @@ from mmengine.structures import PixelData
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from perception.evaluation import BEVSegMetric, count_matches
-from perception.structures import MAP_CLASSES, MapGrid
+from perception.structures import FILLED_MAP_CLASSES, MAP_CLASSES, MapGrid
 
 
 def maps(count, shape=(20, 40), seed=0):
@@ -108,3 +108,11 @@ def test_the_grid_is_checked_and_a_missing_prediction_named():
     assert evaluate(BEVSegMetric(map_grid=grid), maps(1), maps(1))["mIoU"] == 1.0
     with pytest.raises(ValueError, match="no pred_bev_seg"):
         BEVSegMetric().process(None, [{"sample_token": "a"}])
+
+
+def test_names_follow_the_dataset_and_its_drawing_rule():
+    truths, metric = maps(2), BEVSegMetric()
+    metric.dataset_meta = {"map_classes": FILLED_MAP_CLASSES}
+    scores = evaluate(metric, truths, truths)
+    assert scores["IoU/drivable_area"] == 1.0
+    assert "IoU/boundary" not in scores

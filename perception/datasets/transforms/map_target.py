@@ -10,7 +10,7 @@ from perception.datasets._map_cache import MapCache
 from perception.datasets.transforms._base import BEVTransform
 from perception.datasets.vector_map import load_vector_map, map_path
 from perception.registry import TRANSFORMS
-from perception.structures import MapGrid
+from perception.structures import FILLED_MAP_CLASSES, MAP_CLASSES, MapGrid
 from perception.utils import DataError
 
 
@@ -56,6 +56,11 @@ class LoadBEVMap(BEVTransform):
         self._map_root = map_root
         self._cache_dir = cache_dir
         self._caches: dict[str, MapCache] = {}
+
+    @property
+    def map_classes(self) -> tuple[str, ...]:
+        """Names of the target's values, by the drawing rule."""
+        return FILLED_MAP_CLASSES if self._filled else MAP_CLASSES
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add the target."""
