@@ -11,11 +11,11 @@ from perception.cli._model import ModelChoice
 def load_checked(
     name: str | Path, args: argparse.Namespace, *, loaders: Iterable[str], work_dir: str | None = None
 ) -> Any:
-    """Load a config, apply ``--set``, set the work directory, and check it and its data.
+    """Load a config, apply ``--data-root`` and ``--set``, set the work directory, and check it and its data.
 
     Args:
         name: config, short name or run folder.
-        args: has ``overrides``.
+        args: has ``overrides``, and ``data_root`` where the verb has that option.
         loaders: the data loaders whose data must be there.
         work_dir: run folder; None keeps the config's.
 
@@ -23,10 +23,10 @@ def load_checked(
         ConfigError: the config is wrong.
         DataError: data is missing.
     """
-    from perception.config import check_config, load_config, missing_data
+    from perception.config import check_config, missing_data
     from perception.utils import DataError
 
-    cfg = load_config(name, args.overrides)
+    cfg = load_changed(name, args)
     if work_dir is not None:
         cfg.work_dir = work_dir
     check_config(cfg)
@@ -34,6 +34,20 @@ def load_checked(
     if missing:
         raise DataError("\n".join(missing))
     return cfg
+
+
+def load_changed(name: str | Path, args: argparse.Namespace) -> Any:
+    """Load a config and apply ``--data-root``, then ``--set``.
+
+    Raises:
+        ConfigError: the config is wrong, or an option does not fit it.
+    """
+    from perception.config import load_config, override_config, with_data_root
+
+    cfg = load_config(name)
+    if getattr(args, "data_root", None) is not None:
+        cfg = with_data_root(cfg, args.data_root)
+    return override_config(cfg, args.overrides)
 
 
 def default_work_dir(name: str | Path) -> str:

@@ -47,6 +47,13 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data-root`` for verbs that read a config's own data."""
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="nuScenes root of all the config's data sets and metrics"
+    )
+
+
 def positive_int(text: str) -> int:
     """A whole number above zero.
 

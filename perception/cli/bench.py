@@ -6,7 +6,7 @@ from typing import Any
 from perception.cli import exit_codes
 from perception.cli._configs import load_checked
 from perception.cli._output import print_json
-from perception.cli._parser import add_overrides, add_verb, positive_int
+from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
 
 def add_parser(verbs: Any) -> None:
@@ -44,6 +44,7 @@ def add_parser(verbs: Any) -> None:
     for kind in (model, data):
         kind.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
         kind.add_argument("--json", action="store_true", help="print JSON")
+        add_data_root(kind)
         add_overrides(kind)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from perception.cli import exit_codes
 from perception.cli._configs import load_checked
-from perception.cli._parser import add_overrides, add_verb
+from perception.cli._parser import add_data_root, add_overrides, add_verb
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
     parser.add_argument("--no-data", action="store_true", help="do not look whether the data is there")
+    add_data_root(parser)
     add_overrides(parser)
 
 

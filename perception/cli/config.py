@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from perception.cli import exit_codes
+from perception.cli._configs import load_changed
 from perception.cli._output import print_json
-from perception.cli._parser import add_overrides, add_verb
+from perception.cli._parser import add_data_root, add_overrides, add_verb
 
 
 def add_parser(verbs: Any) -> None:
@@ -27,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     )
     show.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
     show.add_argument("--key", help="dotted key of the part to print")
+    add_data_root(show)
     add_overrides(show)
     diff = add_verb(
         kinds,
@@ -53,9 +55,9 @@ def run_ls(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Show."""
-    from perception.config import ConfigError, did_you_mean, dump_json, load_config
+    from perception.config import ConfigError, did_you_mean, dump_json
 
-    part: Any = dump_json(load_config(args.config, args.overrides))
+    part: Any = dump_json(load_changed(args.config, args))
     for key in args.key.split(".") if args.key else ():
         if isinstance(part, list) and key.isdecimal() and int(key) < len(part):
             part = part[int(key)]

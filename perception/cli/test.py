@@ -6,7 +6,7 @@ from typing import Any
 from perception.cli import exit_codes
 from perception.cli._configs import choose_model, default_work_dir, load_checked
 from perception.cli._output import print_metrics
-from perception.cli._parser import add_overrides, add_verb, positive_int
+from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
 
 def add_parser(verbs: Any) -> None:
@@ -40,6 +40,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--work-dir", help="where results go; default the run folder, or work_dirs/<short name>"
     )
+    add_data_root(parser)
     add_overrides(parser)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from perception.cli import exit_codes
 from perception.cli._configs import default_work_dir, load_checked
-from perception.cli._parser import add_overrides, add_verb
+from perception.cli._parser import add_data_root, add_overrides, add_verb
 
 
 def add_parser(verbs: Any) -> None:
@@ -18,6 +18,7 @@ def add_parser(verbs: Any) -> None:
         examples="""
         perception train bevformer_nano
         perception train bevformer_nano --work-dir work_dirs/a --set train_cfg.max_epochs=2
+        perception train bevformer_tiny --data-root /data/nuscenes
         perception train bevformer_nano --resume              (continues work_dirs/bevformer_nano)
         perception train bevformer_tiny --dry-run             (2 train steps, 2 eval steps, save, resume)
         """,
@@ -30,6 +31,7 @@ def add_parser(verbs: Any) -> None:
         "--resume", action="store_true", help="continue from the run folder's latest valid checkpoint"
     )
     parser.add_argument("--dry-run", action="store_true", help="2 train steps, 2 eval steps, save and resume")
+    add_data_root(parser)
     add_overrides(parser)
 
 

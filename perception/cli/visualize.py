@@ -5,7 +5,7 @@ from typing import Any
 
 from perception.cli import exit_codes
 from perception.cli._configs import choose_model, load_checked
-from perception.cli._parser import add_overrides, add_verb, positive_int
+from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", help="folder for the pictures; default RUN/pictures")
     parser.add_argument("--num", type=positive_int, default=6, help="number of samples (default 6)")
     parser.add_argument("--score-threshold", type=float, default=0.2, help="boxes below are not drawn")
+    add_data_root(parser)
     add_overrides(parser)
 
 

@@ -1,12 +1,51 @@
-"""Data that a config names and that is not there, each with the command that makes it."""
+"""The data that a config names: what of it is not there, with the command that makes it, and another root for all."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from perception.config.errors import ConfigError
+from perception.config.load import override_config
+
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+_EVALUATORS = ("val_evaluator", "test_evaluator")
+
+
+def with_data_root(cfg: Config, data_root: str | Path) -> Config:
+    """A copy of a config whose data sets and metrics all read from one root.
+
+    Args:
+        cfg: the config.
+        data_root: the nuScenes root.
+
+    Raises:
+        ConfigError: the config names no data root.
+
+    Example:
+        >>> cfg = with_data_root(Config(dict(val_evaluator=[dict(data_root="a")])), "b")
+        >>> cfg.val_evaluator[0].data_root
+        'b'
+    """
+    found = [key for name in (*_LOADERS, *_EVALUATORS) for key in _data_roots(cfg._cfg_dict.get(name), name)]
+    if not found:
+        raise ConfigError("--data-root: no data set and no metric of this config has a data_root.")
+    return override_config(cfg, [f"{key}={json.dumps(str(data_root))}" for key in found])
+
+
+def _data_roots(value: Any, key: str) -> Iterator[str]:
+    """Dotted keys of every data_root in a part of a config."""
+    if isinstance(value, dict):
+        for name, inner in dict.items(value):
+            if name == "data_root":
+                yield f"{key}.{name}"
+            else:
+                yield from _data_roots(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _data_roots(inner, f"{key}.{number}")
 
 
 def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _LOADERS) -> list[str]:
