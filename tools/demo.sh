@@ -37,10 +37,7 @@ setup_env
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
 
-splits=(train val test)
-options=(--set)
-for split in "${splits[@]}"; do options+=("${split}_dataloader.dataset.data_root=$DATA"); done
-for split in val test; do options+=("${split}_evaluator.0.data_root=$DATA"); done
+options=(--data-root "$DATA")
 
 world="scenes=$SCENES seed=$SEED data=$DATA"
 # A world or an index that has been removed since is made again.
@@ -61,7 +58,7 @@ fi
 echo "$recipe" >"$RUN/.demo/recipe"
 
 # --resume starts from the beginning where there is no checkpoint yet. Evaluation is a step of its own below.
-step train "$recipe" perception train "$CONFIG" --work-dir "$RUN" --resume "${options[@]}" train_cfg.val_interval=0
+step train "$recipe" perception train "$CONFIG" --work-dir "$RUN" --resume "${options[@]}" --set train_cfg.val_interval=0
 step evaluate "$recipe" perception test "$RUN"
 step untrained "$recipe" perception test "$CONFIG" --untrained --work-dir "$RUN" "${options[@]}"
 step constant "$recipe" perception test "$CONFIG" --baseline constant --work-dir "$RUN" "${options[@]}"
