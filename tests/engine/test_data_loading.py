@@ -19,7 +19,7 @@ class Drawing:
         return {"inputs": torch.tensor(results["rng"].random()), "data_samples": results["sample_idx"]}
 
 
-def draws(root: Path, index: Path, seed: int, **own: Any) -> list[Any]:
+def draws(root: Path, index: Path, run_seed: int, **own: Any) -> list[Any]:
     dataset = dict(
         type=NuScenesBEVDataset,
         ann_file=str(index / "v1.0-mini_mini_train.json"),
@@ -28,7 +28,7 @@ def draws(root: Path, index: Path, seed: int, **own: Any) -> list[Any]:
         queue_length=2,
         **own,
     )
-    loader = build_dataloader(dict(dataset=dataset, batch_size=1), seed=seed)
+    loader = build_dataloader(dict(dataset=dataset, batch_size=1), seed=run_seed)
     return [float(loader.dataset[item]["inputs"]) for item in range(4)]
 
 
