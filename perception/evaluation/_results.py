@@ -61,6 +61,7 @@ class SampleBoxes:
         labels: (n,), uint8.
         pose: (4, 4), float64, LiDAR frame → global frame.
         attributes: (n,) attribute names, or None.
+        num_dropped: boxes left out because they were not finite.
     """
 
     boxes: np.ndarray
@@ -68,6 +69,7 @@ class SampleBoxes:
     labels: np.ndarray
     pose: np.ndarray
     attributes: tuple[str, ...] | None
+    num_dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -84,13 +86,13 @@ def select_boxes(
     attributes: Sequence[str] | None = None,
     max_boxes: int = 500,
 ) -> SampleBoxes:
-    """Check one sample's boxes, and keep the `max_boxes` with the best scores.
+    """Check one sample's boxes, drop those that are not finite, and keep the `max_boxes` with the best scores.
 
     Args:
         sample_token: the sample.
         boxes: (n, 7 or 9), LiDAR frame, bottom-centre (x, y, z, l, w, h, yaw[, vx, vy]), metres, rad, m/s. A
             NaN velocity (unknown) is written as 0: JSON has no NaN.
-        scores: (n,), any finite value.
+        scores: (n,).
         labels: (n,), int, indices into `class_names`.
         pose: (4, 4), LiDAR frame → global frame.
         num_classes: number of classes that labels count.
@@ -98,21 +100,27 @@ def select_boxes(
         max_boxes: nuScenes' limit per sample.
 
     Raises:
-        ValueError: a box or score is not finite, a size is not positive, or a label has no class.
+        ValueError: a size is not positive, or a label has no class.
     """
     count = len(boxes)
     if not len(scores) == len(labels) == count:
         raise ValueError(
             f"Sample {sample_token}: {count} boxes, {len(scores)} scores and {len(labels)} labels."
         )
-    _check(sample_token, boxes, scores, labels, num_classes)
-    order = np.argsort(-scores, kind="stable")[:max_boxes]
+    # A velocity may be NaN (unknown) but not infinite.
+    is_finite = (
+        np.isfinite(boxes[:, :7]).all(axis=1) & ~np.isinf(boxes[:, 7:]).any(axis=1) & np.isfinite(scores)
+    )
+    kept = np.flatnonzero(is_finite)
+    _check(sample_token, boxes[kept], labels[kept], num_classes)
+    order = kept[np.argsort(-scores[kept], kind="stable")[:max_boxes]]
     return SampleBoxes(
         boxes=boxes[order],
         scores=scores[order],
         labels=labels[order].astype(np.uint8),
         pose=pose,
         attributes=None if attributes is None else tuple(attributes[index] for index in order),
+        num_dropped=count - len(kept),
     )
 
 
@@ -160,15 +168,7 @@ def boxes2entries(
     return entries
 
 
-def _check(token: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    if not np.isfinite(boxes[:, :7]).all() or not np.isfinite(scores).all():
-        bad = np.flatnonzero(~np.isfinite(boxes[:, :7]).all(axis=1) | ~np.isfinite(scores))
-        raise ValueError(
-            f"Sample {token}: predicted box {bad[0]} is not finite: {boxes[bad[0]].tolist()}, score "
-            f"{scores[bad[0]]}. The model has diverged; evaluate an earlier checkpoint."
-        )
-    if np.isinf(boxes[:, 7:]).any():
-        raise ValueError(f"Sample {token}: a predicted velocity is infinite. Evaluate an earlier checkpoint.")
+def _check(token: str, boxes: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     if (boxes[:, 3:6] <= 0).any():
         first = int(np.flatnonzero((boxes[:, 3:6] <= 0).any(axis=1))[0])
         raise ValueError(

@@ -32,7 +32,8 @@ class NuScenesDetectionMetric(GatheredMetric):
 
     Keys: `NDS mAP mATE mASE mAOE mAVE mAAE`, per class `AP/car`, `ATE/car`, ... and `comparable` (False on a
     subset). An error that nuScenes leaves undefined (`AOE/traffic_cone`, `AVE/barrier`, ...) has no key.
-    All-empty predictions score NDS 0, mAP 0 and errors 1.
+    All-empty predictions score NDS 0, mAP 0 and errors 1. Boxes that are not finite are left out, with one warning, and
+    counted in `num_dropped_boxes` (a key only if there are any): a model that diverges scores badly, but it scores.
 
     A data sample needs `sample_token`, `ego2global`, `lidar2ego` and `pred_instances_3d` with `bboxes_3d`
     (LiDARInstance3DBoxes), `scores_3d`, `labels_3d`, and optionally `attributes` (list of names); attributes
@@ -86,6 +87,7 @@ class NuScenesDetectionMetric(GatheredMetric):
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.format_only = format_only
         self._class_names = class_names
+        self._has_warned = False
 
     @cached_property
     def tables(self) -> NuScenes:
@@ -107,7 +109,7 @@ class NuScenesDetectionMetric(GatheredMetric):
         """The sample's checked boxes.
 
         Raises:
-            ValueError: the sample has no predicted boxes, lacks poses, or holds a box that is not finite.
+            ValueError: the sample has no predicted boxes or lacks poses, or a box has no size.
         """
         predicted = sample.get("pred_instances_3d", None)
         if predicted is None:
@@ -116,7 +118,7 @@ class NuScenesDetectionMetric(GatheredMetric):
                 "boxes. Remove NuScenesDetectionMetric from the evaluators of a model without a detection "
                 "head."
             )
-        return select_boxes(
+        found = select_boxes(
             sample_token=sample.get("sample_token", None),
             boxes=_array(predicted["bboxes_3d"].tensor),
             scores=_array(predicted["scores_3d"]),
@@ -125,6 +127,15 @@ class NuScenesDetectionMetric(GatheredMetric):
             num_classes=len(self.class_names),
             attributes=predicted.get("attributes", None),
         )
+        if found.num_dropped and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "Sample %s: %d predicted boxes are not finite and are left out, as any later ones will be without a "
+                "word; num_dropped_boxes counts them. The model has diverged: evaluate an earlier checkpoint.",
+                sample.get("sample_token", None),
+                found.num_dropped,
+            )
+        return found
 
     def compute_metrics(self, results: dict[str, SampleBoxes]) -> dict[str, Any]:
         """Write the result file and score it; `results` maps sample tokens to boxes."""
@@ -176,7 +187,9 @@ class NuScenesDetectionMetric(GatheredMetric):
         if self.out_dir is not None:
             write_json_atomic(self.out_dir / "metrics_summary.json", _without_nan(summary))
             write_json_atomic(self.out_dir / "metrics_details.json", _without_nan(details), indent=None)
-        return {**_flatten(summary), "comparable": whole_split}
+        num_dropped = sum(found.num_dropped for found in results.values())
+        dropped = {"num_dropped_boxes": num_dropped} if num_dropped else {}
+        return {**_flatten(summary), **dropped, "comparable": whole_split}
 
 
 def _flatten(summary: Mapping[str, Any]) -> dict[str, float]:

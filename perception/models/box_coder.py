@@ -1,5 +1,6 @@
 """From raw regression outputs to box codes, and from scored codes to boxes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ from perception.structures import decode_boxes
 
 CENTRE = (0, 1, 4)
 """Channels of the box code that hold cx, cy, cz."""
+
+LOG_SIZE = (2, 3, 5)
+"""Channels of the box code that hold log l, log w, log h."""
+
+_MAX_LOG_SIZE = math.log(1e3)
 
 
 def refine_centres(raw: Tensor, reference_points: Tensor) -> Tensor:
@@ -61,7 +67,9 @@ class BoxCoder:
     """Decoding without non-maximum suppression.
 
     *Source*: DETR3D's `NMSFreeCoder`: the best `max_num` of all query × class scores (a query may appear with several
-    classes), kept if the gravity centre lies within `post_center_range`.
+    classes), kept if the gravity centre lies within `post_center_range`. Deviation: sizes are held between a millimetre
+    and a kilometre, so that a model which diverges still has boxes; and boxes that are not finite are kept, for the
+    metric to count.
 
     Args:
         post_center_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres.
@@ -94,4 +102,6 @@ class BoxCoder:
         keep = ((centre >= limits[:3]) & (centre <= limits[3:])).all(dim=-1)
         if self.score_threshold is not None:
             keep &= scores > self.score_threshold
+        keep |= ~(code.isfinite().all(dim=-1) & scores.isfinite())
+        code[:, LOG_SIZE] = code[:, LOG_SIZE].clamp(-_MAX_LOG_SIZE, _MAX_LOG_SIZE)
         return DecodedBoxes(decode_boxes(code[keep]), scores[keep], (flat_idx % num_classes)[keep])

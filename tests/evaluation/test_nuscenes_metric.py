@@ -1,5 +1,6 @@
 """NuScenesDetectionMetric against nuscenes-devkit, run on the tables' own annotations."""
 
+import copy
 import json
 import logging
 import pickle
@@ -189,13 +190,29 @@ def test_the_devkit_stays_quiet(metric, tiny_samples, capfd):
     assert captured.err == ""
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [(0, float("nan"), "not finite"), (3, 0.0, "not positive"), (8, float("inf"), "velocity is infinite")],
-)
-def test_bad_boxes_are_refused_with_their_sample(metric, tiny_samples, column, value, message):
-    tiny_samples[0].pred_instances_3d.bboxes_3d.tensor[2, column] = value
-    with pytest.raises(ValueError, match=f"scene-0103-0.*{message}"):
+@pytest.mark.parametrize(("column", "value"), [(0, "nan"), (3, "inf"), (8, "-inf")])
+def test_boxes_that_are_not_finite_are_left_out_and_counted(metric, tiny_samples, caplog, column, value):
+    expected = run(metric, [without_box(sample, 2) for sample in copy.deepcopy(tiny_samples)])
+    for sample in tiny_samples:
+        sample.pred_instances_3d.bboxes_3d.tensor[2, column] = float(value)
+    found = run(metric, tiny_samples)
+    assert found.pop("num_dropped_boxes") == len(tiny_samples)
+    assert found == expected
+    assert [record.message for record in caplog.records if "not finite" in record.message] == [
+        f"Sample {tiny_samples[0].sample_token}: 1 predicted boxes are not finite and are left out, as any later ones "
+        "will be without a word; num_dropped_boxes counts them. The model has diverged: evaluate an earlier checkpoint."
+    ]
+
+
+def without_box(sample, number):
+    predicted = sample.pred_instances_3d
+    sample.pred_instances_3d = predicted[torch.arange(len(predicted.scores_3d)) != number]
+    return sample
+
+
+def test_boxes_without_a_size_are_refused_with_their_sample(metric, tiny_samples):
+    tiny_samples[0].pred_instances_3d.bboxes_3d.tensor[2, 3] = 0.0
+    with pytest.raises(ValueError, match="scene-0103-0.*not positive"):
         run(metric, tiny_samples)
 
 

@@ -188,6 +188,19 @@ def test_centre_filter_and_threshold():
         BoxCoder(post_center_range=(1, 2, 3))
 
 
+def test_a_diverged_model_still_has_boxes():
+    """Sizes beyond float32 are held; what is not finite at all is left to the metric, which counts it."""
+    codes = torch.zeros(3, 10)
+    codes[0, 2:4] = torch.tensor([200.0, -200.0])
+    codes[1, 0] = torch.nan
+    coder = BoxCoder(post_center_range=(-10, -10, -10, 10, 10, 10), score_threshold=0.9)
+    decoded = coder.decode(torch.tensor([[5.0], [-5.0], [-5.0]]), codes)
+    assert_close(decoded.boxes[0, 3:6], torch.tensor([1e3, 1e-3, 1.0]))
+    assert decoded.boxes[1].isnan().any()
+    assert len(decoded.boxes) == 2
+    assert codes[0, 2] == 200
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_grid_references_cover_the_bev(groups):
     head = make_head(num_query=64, num_query_groups=groups, reference_init="grid")
