@@ -6,7 +6,7 @@ from torch import nn
 _SMALLEST_BLOCK = 16
 
 
-def choose_memory_format(module: nn.Module) -> torch.memory_format:
+def choose_memory_format(*modules: nn.Module) -> torch.memory_format:
     """Channels-last, which takes about two thirds of the time on a CPU, unless a layer may not run in it.
 
     On x86 CPUs the backward pass of a strided 1 × 1 convolution in channels-last writes past its buffer if it has fewer
@@ -15,9 +15,9 @@ def choose_memory_format(module: nn.Module) -> torch.memory_format:
     *Source*: https://github.com/uxlfoundation/oneDNN/issues/6035; met here with ResNet(base_channels=4).
 
     Args:
-        module: the backbone.
+        modules: what the tensors pass through: backbone and neck.
     """
-    for layer in module.modules():
+    for layer in nn.ModuleList(modules).modules():
         if isinstance(layer, nn.Conv2d):
             is_pointwise = set(layer.kernel_size) == {1} and max(layer.stride) > 1
             if is_pointwise and layer.in_channels // layer.groups < _SMALLEST_BLOCK:

@@ -72,8 +72,8 @@ class BEVFormer(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.img_backbone: nn.Module = MODELS.build(img_backbone)
-        self._memory_format = choose_memory_format(self.img_backbone)
         self.img_neck: nn.Module = MODELS.build(img_neck)
+        self._memory_format = choose_memory_format(self.img_backbone, self.img_neck)
         self.bev_encoder: BEVEncoder = MODELS.build(bev_encoder)
         self.box_head: BoxHead | None = None if box_head is None else MODELS.build(box_head)
         self.seg_head: SegHead | None = None if seg_head is None else MODELS.build(seg_head)

@@ -39,6 +39,8 @@ class SegEncode(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, rows, columns) → (B, num_classes, rows, columns), logits."""
         size = x.shape[-2:]
+        # A narrow strided 1 × 1 convolution may not run in channels-last; see `choose_memory_format`.
+        x = x.contiguous()
         x = self.bn1(self.conv1(x)).relu()  # (B, width, rows / 2, columns / 2)
         skip = self.layer1(x)
         x = self.layer3(self.layer2(skip))  # (B, 4 · width, rows / 8, columns / 8)
