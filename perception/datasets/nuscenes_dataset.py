@@ -42,7 +42,7 @@ class NuScenesBEVDataset(BaseDataset):
         use_only_valid: drop boxes without LiDAR and radar points; None means in training only.
         on_error: "strict" raises at a defective sample; "skip" takes the next one instead, at most one in a thousand.
             In test mode nothing is ever skipped.
-        seed: seed of the history and of the augmentation; a run passes its `randomness.seed` where the config has none.
+        seed: seed of the history and of the augmentation; a run gives its `randomness.seed` unless it is set here.
         test_mode: one frame per item, all boxes kept.
         indices: a subset, as in MMEngine: the first n, the last −n, or a list. Results on it are not comparable.
         metainfo: additions to the index's metainfo.
