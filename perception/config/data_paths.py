@@ -49,7 +49,7 @@ def _data_roots(value: Any, key: str) -> Iterator[str]:
 
 
 def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _LOADERS) -> list[str]:
-    """What the data loaders' roots and indexes lack, one sentence each.
+    """What the data loaders' roots and indexes, the metrics' tables and the backbone's weights lack, one sentence each.
 
     Args:
         cfg: the config.
@@ -65,7 +65,26 @@ def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _L
         for text in _dataset_problems(dataset) if isinstance(dataset, dict) else ():
             if text not in problems:
                 problems.append(text)
+        for text in _evaluator_problems(root.get(loader.replace("dataloader", "evaluator"))):
+            if text not in problems:
+                problems.append(text)
+    weights = (root.get("model") or {}).get("backbone_weights")
+    if isinstance(weights, str) and not Path(weights).is_file():
+        problems.append(
+            f"The backbone's weights {weights} do not exist. Put the file there, or train from scratch with "
+            "--set model.backbone_weights=null"
+        )
     return problems
+
+
+def _evaluator_problems(evaluator: Any) -> Iterator[str]:
+    """A metric opens its tables at the first evaluation, hours into a run; so look now."""
+    for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+        if not isinstance(metric, dict) or "version" not in metric or "data_root" not in metric:
+            continue
+        tables = Path(metric["data_root"]) / metric["version"]
+        if Path(metric["data_root"]).is_dir() and not tables.is_dir():
+            yield f"The metric's tables {tables} do not exist. Set the evaluator's data_root and version to the data's."
 
 
 def _dataset_problems(dataset: Mapping[str, Any]) -> list[str]:

@@ -159,3 +159,17 @@ def test_missing_data_is_told_once_with_the_command(tmp_path):
     (root / "perception_index").mkdir()
     (root / "perception_index" / "v1.0-mini_mini_val.json").write_text("{}")
     assert missing_data(data_config(root)) == []
+
+
+def test_a_metrics_missing_tables_and_missing_weights_are_told(tmp_path):
+    (tmp_path / "v1.0-mini").mkdir()
+    config = {
+        "model": {"backbone_weights": str(tmp_path / "r50.pth")},
+        "val_evaluator": [{"data_root": str(tmp_path), "version": "v1.0-trainval"}],
+    }
+    tables, weights = missing_data(config)
+    assert str(tmp_path / "v1.0-trainval") in tables
+    assert "r50.pth" in weights
+    (tmp_path / "r50.pth").touch()
+    config["val_evaluator"][0]["version"] = "v1.0-mini"
+    assert missing_data(config) == []
