@@ -69,19 +69,6 @@ VISIBILITY: dict[str, tuple[str, str]] = {
     "4": ("v80-100", "visibility of whole object is between 80 and 100%"),
 }
 
-DETECTION_CLASSES: tuple[str, ...] = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-
 # Mean (width, length, height) in metres of each class in the real training set, and the relative spread used here.
 CLASS_SIZES: dict[str, tuple[float, float, float, float]] = {
     "car": (1.95, 4.60, 1.73, 0.06),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 
@@ -10,14 +9,14 @@ import numpy as np
 import pytest
 from shapely.geometry import Polygon
 
+from perception.structures import CLASS_NAMES
 from perception.synthetic import lidar, raster
-from perception.synthetic._progress import Progress
 from perception.synthetic._warm_up import warm_up
 from perception.synthetic.actors import draw_size, make_actor
 from perception.synthetic.collision import rectangles_overlap
 from perception.synthetic.lidar import count_points, scan
 from perception.synthetic.motion import standing, time_grid, travelled
-from perception.synthetic.names import CLASS_SIZES, DETECTION_CLASSES, visibility_token
+from perception.synthetic.names import CLASS_SIZES, visibility_token
 from perception.synthetic.path import Path, random_centreline
 from perception.synthetic.render import render
 from perception.synthetic.rig import CAMERAS, ego2global, lidar2ego
@@ -67,7 +66,7 @@ def test_travelled_distance_is_the_integral_of_speed() -> None:
     )
 
 
-@pytest.mark.parametrize("name", DETECTION_CLASSES)
+@pytest.mark.parametrize("name", CLASS_NAMES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_mesh_fills_its_box_and_stays_inside(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -158,16 +157,3 @@ def test_kernels_work_where_no_cache_can_be_written() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "4 None", done.stderr
-
-
-def test_progress_prints_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    progress = Progress(total=4, enabled=True)
-    progress.advance(1)
-    progress.advance(3)
-    assert stream.getvalue().startswith("synthesize: 4/4 samples")
-    silent = Progress(total=4, enabled=False)
-    silent.advance(4)
-    silent.note("x")
-    assert stream.getvalue().count("\n") == 1

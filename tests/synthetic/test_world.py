@@ -16,9 +16,10 @@ import pytest
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.splits import create_splits_scenes, mini_train, mini_val
 
+from perception.structures import CLASS_NAMES
 from perception.synthetic import synthesize
 from perception.synthetic import world as world_module
-from perception.synthetic.names import CATEGORIES, DETECTION_CLASSES, LOCATIONS, SCENE_NAMES, VAL_SCENES
+from perception.synthetic.names import CATEGORIES, LOCATIONS, SCENE_NAMES, VAL_SCENES
 from perception.synthetic.output import MARKER, partial_path
 from perception.synthetic.tables import TABLE_NAMES
 from perception.utils import DataError
@@ -136,7 +137,7 @@ def test_all_classes_are_present(nusc: NuScenes) -> None:
         }
         union |= found
         assert len(found) >= 8  # a scene of four samples shows a short stretch of road
-    assert union == set(DETECTION_CLASSES)
+    assert union == set(CLASS_NAMES)
 
 
 def test_finished_world_is_kept_and_another_is_refused(
