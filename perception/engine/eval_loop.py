@@ -8,6 +8,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
 from perception.engine.collectives import max_over_ranks
+from perception.engine.precision import Precision, autocast, precision_of, resolve_precision
 from perception.registry import LOOPS
 
 
@@ -24,15 +25,25 @@ class EvalLoop(BaseLoop):
         dataloader: the loader or its config.
         evaluator: an Evaluator, or configs of metrics.
         mode: which of MMEngine's hooks are called: those of validation or those of test.
+        precision: of the forwards; None takes the training's (`optim_wrapper.precision`), fp32 without a training.
     """
 
     def __init__(
-        self, runner: Any, dataloader: Any, evaluator: Any, *, mode: Literal["val", "test"] = "val"
+        self,
+        runner: Any,
+        dataloader: Any,
+        evaluator: Any,
+        *,
+        mode: Literal["val", "test"] = "val",
+        precision: Precision | None = None,
     ) -> None:
         super().__init__(runner, dataloader)
         self.evaluator = evaluator if isinstance(evaluator, Evaluator) else runner.build_evaluator(evaluator)
         self.evaluator.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
         self.mode = mode
+        self.precision = (
+            precision_of(runner.optim_wrapper) if precision is None else resolve_precision(precision)
+        )
         self.seconds = 0.0
 
     def run(self) -> dict[str, Any]:
@@ -63,9 +74,9 @@ class EvalLoop(BaseLoop):
     def _run_step(self, batch_idx: int, data_batch: Any) -> None:
         runner = self.runner
         runner.call_hook(f"before_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch)
-        outputs = (
-            runner.model.val_step(data_batch) if self.mode == "val" else runner.model.test_step(data_batch)
-        )
+        step = runner.model.val_step if self.mode == "val" else runner.model.test_step
+        with autocast(self.precision):
+            outputs = step(data_batch)
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         runner.call_hook(
             f"after_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs

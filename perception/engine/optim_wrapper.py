@@ -14,7 +14,7 @@ all ranks decide alike.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from perception.balancing import Balancer, TaskLosses
 from perception.engine.collectives import gather_json, sum_over_ranks
 from perception.engine.gradient_sync import sum_gradients_over_ranks
+from perception.engine.precision import Precision, autocast, resolve_precision
 from perception.engine.step_context import StepContext
 from perception.registry import OPTIM_WRAPPERS
 from perception.utils import get_logger
@@ -62,7 +63,7 @@ class BalancedOptimWrapper(OptimWrapper):
         accumulative_counts: int = 1,
         clip_grad: dict[str, Any] | None = None,
         balancer: Balancer | None = None,
-        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        precision: Precision = "fp32",
         max_bad_steps: int = 10,
         bucket_mb: float = 25.0,
     ) -> None:
@@ -71,13 +72,11 @@ class BalancedOptimWrapper(OptimWrapper):
             raise ValueError(
                 f"clip_grad is {clip_grad}; allowed: dict(max_norm=35.0) with an optional norm_type"
             )
-        if precision not in ("fp32", "bf16", "auto"):
-            raise ValueError(f"precision is {precision!r}; allowed: 'fp32', 'bf16', 'auto'")
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
         self.balancer = balancer if balancer is not None else Balancer()
         self.max_bad_steps = max_bad_steps
         self.bucket_mb = bucket_mb
-        self.precision = _resolve_precision(precision)
+        self.precision = resolve_precision(precision)
         self.last_checkpoint: Path | None = None
         self.num_bad_in_row = 0
         self.num_skipped = 0
@@ -100,10 +99,7 @@ class BalancedOptimWrapper(OptimWrapper):
 
     def autocast(self) -> AbstractContextManager:
         """The context under which forwards run."""
-        if self.precision == "fp32":
-            return nullcontext()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.autocast(device_type=device, dtype=torch.bfloat16)
+        return autocast(self.precision)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -300,12 +296,6 @@ class BalancedOptimWrapper(OptimWrapper):
         self.num_skipped = int(own["num_skipped"])
         self.num_updates = int(own["num_updates"])
         self.balancer.load_state_dict(own["balancer"])
-
-
-def _resolve_precision(precision: str) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _name_some(names: list[str]) -> str:

@@ -13,6 +13,7 @@ optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.1)}),
     clip_grad=dict(max_norm=35.0, norm_type=2),
+    precision="auto",  # bf16 where CUDA has it
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
