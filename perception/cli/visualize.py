@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.run_dir is None:
         raise ConfigError(f"{args.run_folder} is no run folder; train first, or use `perception predict`.")
     cfg = load_checked(choice.config, args, loaders=("test_dataloader",))
-    from perception.engine.pictures import draw_predictions
+    from perception.engine.pictures import draw_predictions, list_pictures
 
     written = draw_predictions(
         cfg,
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         num=args.num,
         score_threshold=args.score_threshold,
     )
+    list_pictures(choice.run_dir, written)
     for path in written:
         print(path)
     return exit_codes.OK

@@ -1,5 +1,6 @@
 """Predictions of a model drawn as sheets, with the ground truth where there is one."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 from mmengine.config import Config
 
 from perception.engine.browse import draw_on_item, find_data_root, map_grid_of, mask_of
+from perception.engine.evaluation_parts import evaluation_parts
 from perception.engine.run import predict
+from perception.engine.run_folder import update_summary
 from perception.registry import DATASETS
 from perception.structures import MapGrid
 from perception.utils import write_json_atomic
@@ -34,7 +37,7 @@ def draw_predictions(
     history.
 
     Args:
-        cfg: config of the model and of its test data.
+        cfg: config of the model and of its test (or else validation) data.
         model_path: step folder, run folder or `.safetensors` file.
         out: folder to write to.
         index: index file to predict instead of the test loader's.
@@ -49,7 +52,7 @@ def draw_predictions(
         DataError: the index or an image is missing or defective.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
-    settings = dict(cfg.test_dataloader["dataset"])
+    settings = dict(evaluation_parts(cfg)[0]["dataset"])
     if index is not None:
         root = Path(data_root) if data_root is not None else find_data_root(index)
         pipeline = [_tolerant(step) for step in settings["pipeline"]]
@@ -71,6 +74,19 @@ def draw_predictions(
     path = Path(out) / "predictions.json"
     write_json_atomic(path, {"frame": "LiDAR, bottom-centre x y z l w h yaw vx vy", "samples": records})
     return [*written, path]
+
+
+def list_pictures(run_folder: str | Path, pictures: Sequence[Path]) -> None:
+    """Name a run's pictures in its `summary.json`, relative to the run folder and in place of those named before.
+
+    Args:
+        run_folder: the run folder.
+        pictures: what `draw_predictions` returned; files that are no pictures are left out.
+    """
+    kept = [path for path in pictures if path.suffix.lower() in (".jpg", ".png")]
+    update_summary(
+        run_folder, {"pictures": [Path(os.path.relpath(path, run_folder)).as_posix() for path in kept]}
+    )
 
 
 def _tolerant(step: Any) -> Any:
@@ -116,11 +132,10 @@ def _boxes(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if "pred_instances_3d" not in result:
         return np.zeros((0, 9)), np.zeros(0, dtype=np.int64), np.zeros(0)
     found = result.pred_instances_3d
-    return (
-        found.bboxes_3d.tensor.detach().cpu().double().numpy(),
-        found.labels_3d.cpu().numpy(),
-        found.scores_3d.detach().cpu().double().numpy(),
-    )
+    boxes = found.bboxes_3d.tensor.detach().cpu().double().numpy()
+    scores = found.scores_3d.detach().cpu().double().numpy()
+    keep = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)  # a diverged model's cannot be drawn
+    return boxes[keep], found.labels_3d.cpu().numpy()[keep], scores[keep]
 
 
 def _record(result: Any, class_names: Sequence[str]) -> list[dict[str, Any]]:
