@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from perception.config import did_you_mean
 from perception.datasets._tables import Database
-from perception.utils import DataError, get_logger
+from perception.utils import DataError, get_logger, name_some
 
 VERSION_SPLITS = {"mini": ("mini_train", "mini_val"), "trainval": ("train", "val"), "test": ("test",)}
 """End of a version's name → its official splits."""
@@ -52,7 +52,7 @@ def scenes_of_splits(database: Database, splits: Sequence[str] | None) -> dict[s
         elif splits is not None:
             raise DataError(
                 f"no scene of split {name!r} is in version {database.version}, which holds "
-                f"{_some(sorted(tokens))}.",
+                f"{name_some(sorted(tokens))}.",
                 path=database.root / database.version,
             )
         else:
@@ -61,7 +61,7 @@ def scenes_of_splits(database: Database, splits: Sequence[str] | None) -> dict[s
             )
     if not scenes:
         raise DataError(
-            f"no scene here belongs to {', '.join(names)}; present: {_some(sorted(tokens))}. Scenes must carry "
+            f"no scene here belongs to {', '.join(names)}; present: {name_some(sorted(tokens))}. Scenes must carry "
             "nuScenes' own names, or be listed in splits.json.",
             path=database.root / database.version,
         )
@@ -79,7 +79,3 @@ def _own_splits(database: Database) -> dict[str, list[str]]:
     if not isinstance(content, dict) or not all(isinstance(scenes, list) for scenes in content.values()):
         raise DataError("splits.json must be an object {split: [scene names]}", path=path)
     return content
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

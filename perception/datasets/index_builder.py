@@ -13,11 +13,10 @@ import numpy as np
 from perception.datasets._can_bus import CanBus
 from perception.datasets._files import missing_files
 from perception.datasets._poses import invert_pose, pose_matrix, rotation_matrices
-from perception.datasets._progress import show_progress
 from perception.datasets._splits import scenes_of_splits
 from perception.datasets._tables import Database, Problem, Record, raise_first, read_database
 from perception.structures import CAMERA_NAMES, CLASS_NAMES
-from perception.utils import DataError, get_logger, write_bytes_atomic
+from perception.utils import DataError, get_logger, show_progress, write_bytes_atomic
 
 INFO_VERSION = "2.0-perception"
 LIDAR = "LIDAR_TOP"

@@ -3,17 +3,14 @@
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-_PACKAGES = (
-    "torch numpy mmengine mmcv mmcv-lite mmdet mmdet3d nuscenes-devkit shapely opencv-python opencv-python-headless "
-    "safetensors tensorboard deepspeed torchjd"
-).split()
+from perception.engine.run_folder import package_versions
+
 _MIN_SHARED_MEMORY = 512 * 2**20
 _MIN_DISK = 2 * 2**30
 
@@ -28,11 +25,7 @@ def inspect_environment() -> tuple[dict[str, Any], list[str]]:
     """
     facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     problems: list[str] = []
-    for name in _PACKAGES:
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = None
+    facts |= package_versions()
     facts["torch"] = torch.__version__
     _inspect_ops(facts, problems)
     _inspect_compute(facts)

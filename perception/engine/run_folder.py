@@ -26,17 +26,11 @@ SUMMARY_FILE = "summary.json"
 
 # Keys that say where and how a run is started, not what it computes.
 _NOT_HASHED = ("work_dir", "resume", "load_from", "experiment_name", "launcher", "log_level", "visualizer")
+_HEADLINES = ("NDS", "mAP", "mIoU")
 _PACKAGES = (
-    "torch",
-    "numpy",
-    "mmengine",
-    "mmcv",
-    "mmcv-lite",
-    "mmdet",
-    "mmdet3d",
-    "nuscenes-devkit",
-    "torchjd",
-)
+    "torch numpy mmengine mmcv mmcv-lite mmdet mmdet3d nuscenes-devkit shapely opencv-python opencv-python-headless "
+    "safetensors tensorboard deepspeed torchjd"
+).split()
 
 
 def to_plain(value: Any) -> Any:
@@ -72,21 +66,36 @@ def hash_config(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, for `env.json`."""
+def headline_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores that a summary names: NDS, mAP and mIoU, as far as they are there.
+
+    Example:
+        >>> headline_scores({"NDS": 0.3, "AP/car": 0.5})
+        {'NDS': 0.3}
+    """
+    return {key: metrics[key] for key in _HEADLINES if key in metrics}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that results depend on; None where one is not installed."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    return versions
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, for `env.json`."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "packages": versions,
+        "packages": package_versions(),
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),
     }
 

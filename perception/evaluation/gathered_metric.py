@@ -12,11 +12,10 @@ from typing import Any
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.evaluator import BaseMetric
 
-from perception.utils import get_logger
+from perception.utils import get_logger, name_some
 
 logger = get_logger("evaluation")
 
-_MAX_NAMED = 5
 
 
 class GatheredMetric(BaseMetric):
@@ -128,16 +127,11 @@ class GatheredMetric(BaseMetric):
             if unknown:
                 raise ValueError(
                     f"{type(self).__name__}: {len(unknown)} evaluated samples do not belong to the split: "
-                    f"{_name_some(unknown)}. Evaluate the split that the metric is set to."
+                    f"{name_some(unknown)}. Evaluate the split that the metric is set to."
                 )
         if num_missing:
-            names = f": {_name_some(missing)}" if missing else ""
+            names = f": {name_some(missing)}" if missing else ""
             raise ValueError(
                 f"{type(self).__name__}: {num_missing} of {total} samples have no result{names}. "
                 "Evaluate the whole split, or set subset=True for a quick look that is not comparable."
             )
-
-
-def _name_some(tokens: Sequence[str]) -> str:
-    rest = len(tokens) - _MAX_NAMED
-    return ", ".join(tokens[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

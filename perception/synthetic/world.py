@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import cv2
 
-from perception.synthetic._progress import Progress
 from perception.synthetic._warm_up import warm_up
 from perception.synthetic.map_expansion import build_expansion, draw_mask
 from perception.synthetic.names import SCENE_NAMES
@@ -22,7 +22,7 @@ from perception.synthetic.recorder import Sample, record_sample
 from perception.synthetic.road import Road
 from perception.synthetic.scene import Scene, SceneSpec, build_scene
 from perception.synthetic.tables import RecordedScene, build_tables, mask_filename
-from perception.utils import DataError, fsync_dir, write_json_atomic
+from perception.utils import DataError, Progress, fsync_dir, write_json_atomic
 
 VERSION = "v1.0-mini"
 MAX_SAMPLES = 40
@@ -104,13 +104,14 @@ def synthesize(
         out, parameters, overwrite=overwrite, need=num_scenes * samples_per_scene * BYTES_PER_SAMPLE
     )
     if partial is None:
-        Progress(total=0, enabled=progress).note(
-            f"{out}: a complete world with these parameters exists; kept"
-        )
+        if progress:
+            print(f"{out}: a complete world with these parameters exists; kept", file=sys.stderr)
         return out
     workers = min(num_workers or len(os.sched_getaffinity(0)), num_scenes * samples_per_scene)
     specs = [SceneSpec(index=i, seed=seed, num_samples=samples_per_scene) for i in range(num_scenes)]
-    bar = Progress(total=num_scenes * samples_per_scene, enabled=progress)
+    bar = Progress(
+        "Synthesizing", total=num_scenes * samples_per_scene, unit="samples", is_enabled=progress
+    )
     try:
         recorded, roads = _record(specs, partial, workers, bar)
         _write_tables(partial, recorded, roads)
@@ -125,7 +126,7 @@ def synthesize(
     except BaseException:
         release(partial)
         raise
-    bar.note(f"{out}: {num_scenes} scenes, {num_scenes * samples_per_scene} samples written")
+    bar.close()
     return out
 
 

@@ -3,14 +3,19 @@
 from perception.utils.errors import DataError
 from perception.utils.io import fsync_dir, read_json, sha256_file, write_bytes_atomic, write_json_atomic
 from perception.utils.log import get_logger
+from perception.utils.progress import Progress, show_progress
 from perception.utils.seed import stable_seed
+from perception.utils.text import name_some
 
 __all__ = [
     "DataError",
+    "Progress",
     "fsync_dir",
     "get_logger",
+    "name_some",
     "read_json",
     "sha256_file",
+    "show_progress",
     "stable_seed",
     "write_bytes_atomic",
     "write_json_atomic",
