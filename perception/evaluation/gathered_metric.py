@@ -17,7 +17,6 @@ from perception.utils import get_logger, name_some
 logger = get_logger("evaluation")
 
 
-
 class GatheredMetric(BaseMetric):
     """Base of our metrics: one result per sample, gathered from all ranks by `sample_token`.
 

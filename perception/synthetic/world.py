@@ -109,9 +109,7 @@ def synthesize(
         return out
     workers = min(num_workers or len(os.sched_getaffinity(0)), num_scenes * samples_per_scene)
     specs = [SceneSpec(index=i, seed=seed, num_samples=samples_per_scene) for i in range(num_scenes)]
-    bar = Progress(
-        "Synthesizing", total=num_scenes * samples_per_scene, unit="samples", is_enabled=progress
-    )
+    bar = Progress("Synthesizing", total=num_scenes * samples_per_scene, unit="samples", is_enabled=progress)
     try:
         recorded, roads = _record(specs, partial, workers, bar)
         _write_tables(partial, recorded, roads)
