@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
         metrics = score_baseline(cfg, args.baseline, subset=args.subset)
     else:
-        from perception.engine import test
+        from perception.engine import evaluate
 
         model_path = choice.checkpoint if needs_weights else None
-        metrics = test(cfg, model_path, untrained=args.untrained, subset=args.subset)
+        metrics = evaluate(cfg, model_path, untrained=args.untrained, subset=args.subset)
     print_metrics(metrics)
     print(f"written to {work_dir}")
     return exit_codes.OK

@@ -13,7 +13,7 @@ from perception.engine.hooks import (
 )
 from perception.engine.jsonl_log import read_log
 from perception.engine.optim_wrapper import BalancedOptimWrapper
-from perception.engine.run import dry_run, predict, test, train
+from perception.engine.run import evaluate, predict, rehearse, train
 from perception.engine.run_folder import hash_config, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner, TrainingTerminated
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
@@ -40,11 +40,11 @@ __all__ = [
     "TrainLoop",
     "TrainingTerminated",
     "WorkDirError",
-    "dry_run",
+    "evaluate",
     "hash_config",
     "predict",
     "read_log",
-    "test",
+    "rehearse",
     "to_plain",
     "train",
     "update_summary",

@@ -15,12 +15,11 @@ from perception.datasets import (
     PhotometricDistortion,
     ResizeMultiView,
 )
-from perception.engine.run_folder import to_plain, update_summary
+from perception.engine.run_folder import headline_scores, to_plain, update_summary
 from perception.evaluation import baseline_predictions
 from perception.registry import DATASETS
 from perception.utils import write_json_atomic
 
-_HEADLINES = ("NDS", "mAP", "mIoU")
 _IMAGE_STEPS = {
     kind.__name__ for kind in (LoadMultiViewImages, ResizeMultiView, CropTopMultiView, PhotometricDistortion)
 }
@@ -84,7 +83,6 @@ def score_baseline(
     details = {"baseline": name, "subset": subset, "comparable": subset is None}
     write_json_atomic(folder / f"metrics_{name}{suffix}.json", {**metrics, **details})
     if subset is None:
-        headlines = {key: metrics[key] for key in _HEADLINES if key in metrics}
         seconds = {f"evaluate_{name}": round(time.perf_counter() - start, 2)}
-        update_summary(folder, {name: headlines, "seconds": seconds})
+        update_summary(folder, {name: headline_scores(metrics), "seconds": seconds})
     return metrics

@@ -13,14 +13,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import find_checkpoint
-from perception.engine.run_folder import METRICS_FILE, to_plain, update_summary
+from perception.engine.run_folder import METRICS_FILE, headline_scores, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner
 from perception.engine.scene_sampler import SceneSampler, read_scene_tokens
 from perception.utils import get_logger, read_json, write_json_atomic
 
 logger = get_logger("engine")
-
-_HEADLINES = ("NDS", "mAP", "mIoU")
 
 
 def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
@@ -29,7 +27,7 @@ def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
     Args:
         cfg: the config; not changed.
         resume: continue the run in `cfg.work_dir` (from the start if it has no checkpoint yet).
-        dry_run: see `dry_run`, nothing else.
+        dry_run: see `rehearse`, nothing else.
 
     Raises:
         WorkDirError: the work directory is in use, not writable, or holds a run and `resume` is not set.
@@ -92,9 +90,6 @@ def evaluate(
     if runner.rank == 0:
         _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
     return metrics
-
-
-test = evaluate
 
 
 def predict(
@@ -167,9 +162,6 @@ def rehearse(cfg: Config) -> Path:
     return run_folder
 
 
-dry_run = rehearse
-
-
 @contextmanager
 def _scratch_folder(folder: Path) -> Iterator[str]:
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -208,8 +200,7 @@ def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
     path = Path(runner.work_dir) / METRICS_FILE
     if not path.is_file():
         return {}
-    metrics = read_json(path)
-    return {key: metrics[key] for key in _HEADLINES if key in metrics}
+    return headline_scores(read_json(path))
 
 
 def _write_metrics(
@@ -220,7 +211,7 @@ def _write_metrics(
     untrained: bool,
     subset: int | None,
 ) -> None:
-    headlines = {key: metrics[key] for key in _HEADLINES if key in metrics}
+    headlines = headline_scores(metrics)
     details = {
         "model": None if model_path is None else str(model_path),
         "subset": subset,

@@ -7,8 +7,16 @@ import pytest
 import torch
 import toy_world
 
-from perception.engine import dry_run, hash_config, predict, read_log, to_plain, train, update_summary
-from perception.engine import test as evaluate
+from perception.engine import (
+    evaluate,
+    hash_config,
+    predict,
+    read_log,
+    rehearse,
+    to_plain,
+    train,
+    update_summary,
+)
 from perception.engine.jsonl_log import JsonlLog
 
 FILES = {
@@ -87,14 +95,14 @@ def test_load_from(run: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
-    assert dry_run(toy_world.config(tmp_path / "run")) == tmp_path / "run"
+    assert rehearse(toy_world.config(tmp_path / "run")) == tmp_path / "run"
     assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_finds_a_broken_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_world.ToyMetric, "compute_metrics", lambda self, results: results["missing"])
     with pytest.raises(KeyError, match="missing"):
-        dry_run(toy_world.config(tmp_path / "run"))
+        rehearse(toy_world.config(tmp_path / "run"))
 
 
 def test_unknown_keys_and_hooks(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def signal_at(work_dir: str, *, step: int, rank: int, number: int, **changes: An
 
 def evaluate(work_dir: str, *, out: str, **changes: Any) -> None:
     """The metrics of untrained weights, and which samples this rank saw."""
-    from perception.engine import test
+    from perception.engine import evaluate as evaluate_run
 
     seen: list[str] = []
     real_step = toy_world.ToyModel.val_step
@@ -62,8 +62,18 @@ def evaluate(work_dir: str, *, out: str, **changes: Any) -> None:
         return real_step(self, data)
 
     toy_world.ToyModel.test_step = step
-    metrics = test(toy_world.config(work_dir, **changes), untrained=True)
+    metrics = evaluate_run(toy_world.config(work_dir, **changes), untrained=True)
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps({"metrics": metrics, "seen": seen}))
+
+
+def score(work_dir: str, *, out: str, overrides: list[str]) -> None:
+    """The metrics of the untrained nano model on the test split that the overrides name."""
+    from perception.config import load_config
+    from perception.engine import evaluate as evaluate_run
+
+    cfg = load_config("bevformer_nano", [*overrides, f"test_evaluator.0.out_dir={out}.boxes"])
+    cfg.work_dir = work_dir
+    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(evaluate_run(cfg, untrained=True)))
 
 
 def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) -> None:
@@ -77,7 +87,7 @@ def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) ->
 
 
 def main() -> None:
-    jobs = {"train": train, "signal": signal_at, "evaluate": evaluate, "gradients": gradients}
+    jobs = {"train": train, "signal": signal_at, "evaluate": evaluate, "gradients": gradients, "score": score}
     for job in json.loads(sys.argv[1]):
         jobs[job.pop("job")](**job.pop("changes", {}), **job)
 
