@@ -15,6 +15,7 @@ from perception.datasets import (
     PhotometricDistortion,
     ResizeMultiView,
 )
+from perception.engine.evaluation_parts import evaluation_parts
 from perception.engine.run_folder import headline_scores, to_plain, update_summary
 from perception.evaluation import baseline_predictions
 from perception.registry import DATASETS
@@ -35,7 +36,8 @@ def without_images(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = [step for step in dataset["pipeline"] if _name(step["type"]) not in _IMAGE_STEPS]
     pipeline = [
-        {**step, "with_images": False} if _name(step["type"]) == PackBEVInputs.__name__ else step for step in kept
+        {**step, "with_images": False} if _name(step["type"]) == PackBEVInputs.__name__ else step
+        for step in kept
     ]
     return {**dataset, "pipeline": pipeline}
 
@@ -47,7 +49,7 @@ def _name(kind: type | str) -> str:
 def score_baseline(
     cfg: Config, name: Literal["constant", "ground-truth"], *, subset: int | None = None
 ) -> dict[str, Any]:
-    """Evaluate a baseline on the test loader's data.
+    """Evaluate a baseline on the test loader's data (the validation loader's, if there is no test loader).
 
     Writes `metrics_<name>.json` into `cfg.work_dir`, and the headline scores under the baseline's name into its
     `summary.json` (not for a subset).
@@ -59,9 +61,13 @@ def score_baseline(
 
     Returns:
         All metrics.
+
+    Raises:
+        ValueError: the config has nothing to evaluate on.
     """
     start = time.perf_counter()
-    settings = without_images(cfg.test_dataloader["dataset"])
+    loader, metrics_config = evaluation_parts(cfg)
+    settings = without_images(loader["dataset"])
     training = None
     if name == "constant":
         source = cfg.train_dataloader["dataset"]
@@ -69,7 +75,7 @@ def score_baseline(
             {**settings, "ann_file": source["ann_file"], "data_root": source["data_root"]}
         )
     dataset = DATASETS.build(settings if subset is None else {**settings, "indices": subset})
-    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator = Evaluator(metrics_config)
     evaluator.dataset_meta = dataset.metainfo
     for metric in evaluator.metrics:
         if subset is not None and hasattr(metric, "is_subset"):

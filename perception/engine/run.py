@@ -13,10 +13,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import find_checkpoint
-from perception.engine.run_folder import METRICS_FILE, headline_scores, to_plain, update_summary
+from perception.engine.evaluation_parts import evaluation_parts
+from perception.engine.jsonl_log import read_log
+from perception.engine.precision import autocast, precision_of
+from perception.engine.run_folder import LOG_FILE, METRICS_FILE, headline_scores, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner
 from perception.engine.scene_sampler import SceneSampler, read_scene_tokens
-from perception.utils import get_logger, read_json, write_json_atomic
+from perception.utils import get_logger, write_json_atomic
 
 logger = get_logger("engine")
 
@@ -39,8 +42,7 @@ def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
         return rehearse(cfg)
     runner = PerceptionRunner.from_cfg(_changed(cfg, resume=True) if resume else cfg)
     runner.train()
-    metrics = _read_headlines(runner)
-    if metrics and runner.rank == 0:
+    if runner.rank == 0 and (metrics := _read_headlines(runner)):
         update_summary(runner.work_dir, metrics)
     return Path(runner.work_dir)
 
@@ -68,14 +70,10 @@ def evaluate(
             "test: give either a model (step folder, run folder, .safetensors) or untrained=True"
         )
     changes: dict[str, Any] = {"load_from": None if model_path is None else str(find_checkpoint(model_path))}
-    name = "test" if cfg.get("test_dataloader") is not None else "val"
-    if cfg.get(f"{name}_dataloader") is None:
-        raise ValueError(
-            "the config has neither test_dataloader nor val_dataloader. Add one, with its evaluator"
-        )
-    for part in ("dataloader", "evaluator"):
-        changes[f"test_{part}"] = cfg[f"{name}_{part}"]
+    changes["test_dataloader"], changes["test_evaluator"] = evaluation_parts(cfg)
     changes["test_cfg"] = cfg.get("test_cfg") or {}
+    if "type" not in changes["test_cfg"]:
+        changes["test_cfg"] = {"precision": precision_of(cfg.get("optim_wrapper")), **changes["test_cfg"]}
     if subset is not None:
         changes["test_dataloader"] = _with_subset(changes["test_dataloader"], subset)
     runner = PerceptionRunner.from_cfg(_changed(_without_training(cfg), **changes, resume=False))
@@ -122,15 +120,17 @@ def predict(
         runner.strategy.prepare(runner.model)
         runner.load_or_resume()
     model = runner.bare_model.eval()
+    precision = precision_of(cfg.get("optim_wrapper"))
     if dataset is None:
-        loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+        loader, _ = evaluation_parts(cfg)
         dataset = runner.build_dataloader(dict(loader, num_workers=0), seed=runner.seed).dataset
     if hasattr(model, "reset_history"):
         model.reset_history()
     order = list(indices) if indices is not None else list(_in_scene_order(dataset))
     for index in order:
-        with torch.no_grad():
-            yield from model.test_step(pseudo_collate([dataset[index]]))
+        with torch.no_grad(), autocast(precision):
+            results = model.test_step(pseudo_collate([dataset[index]]))
+        yield from results
 
 
 def rehearse(cfg: Config) -> Path:
@@ -197,10 +197,12 @@ def _in_scene_order(dataset: Any) -> Iterator[int]:
 
 
 def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
-    path = Path(runner.work_dir) / METRICS_FILE
-    if not path.is_file():
-        return {}
-    return headline_scores(read_json(path))
+    # From the run's own log: a metrics.json may lie there from an evaluation of something else.
+    lines = read_log(Path(runner.work_dir) / LOG_FILE)
+    last = next(
+        (line for line in reversed(lines) if line["kind"] == "val" and line["step"] == runner.iter), None
+    )
+    return {} if last is None else headline_scores(last["metrics"])
 
 
 def _write_metrics(

@@ -158,3 +158,15 @@ def test_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert {"loss/det.loss_l1", "task/seg", "train/loss", "val/mIoU"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("task/seg")] == [5, 10]
+
+
+def test_a_stale_metrics_file_does_not_reach_the_summary(tmp_path: Path) -> None:
+    """A run that never evaluates has no scores, whatever lies in its folder; one that does has its own."""
+    (tmp_path / "metrics.json").write_text(json.dumps({"mIoU": 0.5, "NDS": 0.9, "step": 12}))
+    folder = train(toy_world.config(tmp_path, train_cfg__val_interval=0))
+    assert not {"mIoU", "NDS"} & json.loads((folder / "summary.json").read_text()).keys()
+    assert [line for line in read_log(folder / "log.jsonl") if line["kind"] == "val"] == []
+    other = train(toy_world.config(tmp_path / "other", train_cfg__val_interval=None))
+    last = [line for line in read_log(other / "log.jsonl") if line["kind"] == "val"]
+    assert [line["step"] for line in last] == [12]
+    assert json.loads((other / "summary.json").read_text())["mIoU"] == last[0]["metrics"]["mIoU"]
