@@ -73,7 +73,8 @@ def score(work_dir: str, *, out: str, overrides: list[str]) -> None:
 
     cfg = load_config("bevformer_nano", [*overrides, f"test_evaluator.0.out_dir={out}.boxes"])
     cfg.work_dir = work_dir
-    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(evaluate_run(cfg, untrained=True)))
+    metrics = evaluate_run(cfg, untrained=True)  # the rank is known only afterwards
+    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(metrics))
 
 
 def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) -> None:
