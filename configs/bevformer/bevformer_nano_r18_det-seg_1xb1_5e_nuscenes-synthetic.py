@@ -1,9 +1,9 @@
 """BEVFormer nano, boxes and map together, on the synthetic world: the demo.
 
 Source: ours; BEVFormer's structure (Li et al., ECCV 2022) at a size that two CPU cores train from scratch.
-Hardware: 2 CPU cores, no GPU.
-Expected time: about 15 minutes.
-Expected NDS / mIoU: not run.
+Hardware: 2 CPU cores (AMD EPYC), no GPU.
+Expected time: 15 minutes (measured 897 s for 1,600 steps, seed 0).
+Expected NDS / mIoU: 0.149 / 0.219 on the held-out scenes (a constant prediction: 0.146 / 0.097); longer not run.
 Command: perception train bevformer_nano --work-dir work_dirs/demo
 """
 
