@@ -49,15 +49,15 @@ class PackBEVInputs(BEVTransform):
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack."""
         frames = results["frames"]
-        inputs = {
+        inputs = {"img": self._stack_images(frames)} if self._with_images else {}
+        inputs |= {
             "lidar2img": _float_tensor([frame["lidar2img"] for frame in frames]),
             "ego_motion": _float_tensor([frame["ego_motion"] for frame in frames]),
             "has_prev": torch.tensor([frame["has_prev"] for frame in frames]),
         }
         sample = self._data_sample(results)
         if self._with_images:
-            inputs["img"] = images = self._stack_images(frames)
-            sample.set_metainfo({"img_shape": tuple(images.shape[-2:])})
+            sample.set_metainfo({"img_shape": tuple(inputs["img"].shape[-2:])})
         return {"inputs": inputs, "data_samples": sample}
 
     def _stack_images(self, frames: list[dict[str, Any]]) -> torch.Tensor:
