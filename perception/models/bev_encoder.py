@@ -132,7 +132,7 @@ class BEVEncoder(nn.Module):
         num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
         focused_init: start as little more than a projection of the image features: small BEV, camera, level and motion
             embeddings, and each head of the spatial cross-attention at one height of the pillar. Upstream starts from
-            unit noise in each cell and wide offsets, which long training forgets and a short one does not.
+            unit noise in each cell and wide offsets. Meant for short trainings; its own effect has not been ablated.
 
     Raises:
         ValueError: odd C, or more levels than level embeddings.

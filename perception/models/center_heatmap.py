@@ -18,8 +18,8 @@ from perception.structures import BEVGrid
 class CenterHeatmap(nn.Module):
     """Where do box centres of each class lie? A dense question to the BEV features, beside the decoder's sparse one.
 
-    A few matched queries per step teach a backbone slowly; a model that starts from scratch learns its features from
-    every cell instead. Inference does not use it.
+    Few queries are matched per step; here every cell gives the backbone a gradient. Meant for training from scratch;
+    its own effect has not been ablated. Inference does not use it.
 
     *Source*: the heatmap and loss of CenterNet / CenterPoint, as an auxiliary supervision in the spirit of
     BEVFormerV2's (which supervises the image features).
