@@ -166,8 +166,7 @@ class BEVEncoder(nn.Module):
             raise ValueError(
                 f"num_levels must be at most num_level_embeds = {num_level_embeds}, got {num_levels}."
             )
-        x_min, y_min, z_min, x_max, y_max, z_max = pc_range
-        self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
+        self.grid = BEVGrid.from_range(pc_range, bev_h, bev_w)
         self.embed_dims = embed_dims
         self.num_cams = num_cams
         self.num_levels = num_levels

@@ -111,8 +111,8 @@ class BoxHead(nn.Module):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}.")
-        x_min, y_min, z_min, x_max, y_max, z_max = pc_range
-        self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
+        self.grid = BEVGrid.from_range(pc_range, bev_h, bev_w)
+        x_min, y_min, z_min, x_max, y_max, z_max = self.grid.pc_range
         self.embed_dims = embed_dims
         self.num_classes = num_classes
         self.num_query = num_query

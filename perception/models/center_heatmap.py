@@ -46,8 +46,7 @@ class CenterHeatmap(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        x_min, y_min, z_min, x_max, y_max, z_max = pc_range
-        self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
+        self.grid = BEVGrid.from_range(pc_range, bev_h, bev_w)
         self.embed_dims = embed_dims
         self.num_classes = num_classes
         self.sigma = sigma

@@ -63,8 +63,8 @@ class SegHead(nn.Module):
             raise ValueError(
                 f"class_weights must have num_classes = {num_classes} numbers, got {list(class_weights)}."
             )
-        x_min, y_min, z_min, x_max, y_max, z_max = pc_range
-        self.grid = BEVGrid((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
+        self.grid = BEVGrid.from_range(pc_range, bev_h, bev_w)
+        x_min, y_min, z_min, x_max, y_max, z_max = self.grid.pc_range
         self.map_grid = MapGrid(map_x_range, map_y_range, map_resolution)
         if (
             map_x_range[0] < x_min

@@ -4,6 +4,7 @@ Both lie in the LiDAR frame of the sample (metres, x right / y forward / z up, o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +35,33 @@ class BEVGrid:
     bev_w: int
 
     def __post_init__(self) -> None:
-        if len(self.pc_range) != 6 or any(self.pc_range[axis] >= self.pc_range[axis + 3] for axis in range(3)):
+        if len(self.pc_range) != 6 or any(
+            self.pc_range[axis] >= self.pc_range[axis + 3] for axis in range(3)
+        ):
             raise ValueError(
                 f"pc_range must be (x_min, y_min, z_min, x_max, y_max, z_max) with min < max, got {self.pc_range}."
             )
         if self.bev_h < 1 or self.bev_w < 1:
             raise ValueError(f"bev_h and bev_w must be at least 1, got {self.bev_h} and {self.bev_w}.")
+
+    @classmethod
+    def from_range(cls, pc_range: Sequence[float], bev_h: int, bev_w: int) -> "BEVGrid":
+        """The grid of a config's values, where the range may be a list of any numbers.
+
+        Raises:
+            ValueError: as the constructor.
+
+        Example:
+            >>> BEVGrid.from_range([-8, -4, -5, 8, 4, 3], 4, 8).pc_range
+            (-8.0, -4.0, -5.0, 8.0, 4.0, 3.0)
+        """
+        if len(pc_range) != 6:
+            raise ValueError(
+                "pc_range must be (x_min, y_min, z_min, x_max, y_max, z_max), six numbers in metres, got "
+                f"{list(pc_range)}."
+            )
+        x_min, y_min, z_min, x_max, y_max, z_max = (float(limit) for limit in pc_range)
+        return cls((x_min, y_min, z_min, x_max, y_max, z_max), bev_h, bev_w)
 
     @property
     def extent(self) -> tuple[float, float, float]:
@@ -76,8 +98,8 @@ class MapGrid:
     Example:
         >>> MapGrid().shape
         (200, 400)
-        >>> MapGrid().lidar2pixels(np.array([14.925, -29.925])).round(6).tolist()
-        [0.0, 0.0]
+        >>> MapGrid().lidar2pixels(np.array([0.0, 0.0])).round(6).tolist()
+        [199.5, 99.5]
     """
 
     x_range: tuple[float, float] = (-15.0, 15.0)

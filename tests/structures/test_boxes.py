@@ -69,5 +69,7 @@ def test_decode_ignores_the_length_of_sin_cos() -> None:
 
 
 def test_decode_gradient() -> None:
-    code = torch.randn(3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    code = torch.randn(
+        3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True
+    )
     assert torch.autograd.gradcheck(decode_boxes, (code,))

@@ -48,3 +48,11 @@ def test_bev_grid_refuses() -> None:
         BEVGrid((0.0, 0.0, 0.0, -1.0, 1.0, 1.0), 2, 2)
     with pytest.raises(ValueError, match="bev_h"):
         BEVGrid((0.0, 0.0, 0.0, 1.0, 1.0, 1.0), 0, 2)
+
+
+def test_a_config_s_range_becomes_a_grid() -> None:
+    grid = BEVGrid.from_range([-8, -4, -5, 8, 4, 3], 4, 8)
+    assert grid == BEVGrid((-8.0, -4.0, -5.0, 8.0, 4.0, 3.0), 4, 8)
+    assert {type(limit) for limit in grid.pc_range} == {float}
+    with pytest.raises(ValueError, match=r"six numbers.*got \[-8, -4, 8, 4\]"):
+        BEVGrid.from_range([-8, -4, 8, 4], 4, 8)
