@@ -54,6 +54,7 @@ class BalancedOptimWrapper(OptimWrapper):
 
     Raises:
         ValueError: an argument is outside its choices.
+        TypeError: `balancer` is something else.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class BalancedOptimWrapper(OptimWrapper):
                 f"clip_grad is {clip_grad}; allowed: dict(max_norm=35.0) with an optional norm_type"
             )
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
-        self.balancer = balancer if balancer is not None else Balancer()
+        self.balancer = _as_balancer(balancer)
         self.max_bad_steps = max_bad_steps
         self.bucket_mb = bucket_mb
         self.precision = resolve_precision(precision)
@@ -296,6 +297,18 @@ class BalancedOptimWrapper(OptimWrapper):
         self.num_skipped = int(own["num_skipped"])
         self.num_updates = int(own["num_updates"])
         self.balancer.load_state_dict(own["balancer"])
+
+
+def _as_balancer(balancer: Any) -> Balancer:
+    # The seam for a config's `balancer=dict(name=...)`: turn it into an object here, before the check.
+    if balancer is None:
+        return Balancer()
+    if not isinstance(balancer, Balancer):
+        raise TypeError(
+            f"optim_wrapper.balancer is {type(balancer).__name__} {balancer!r}; allowed: an object of "
+            "perception.balancing.Balancer or of a class derived from it, or None for the plain sum of the losses"
+        )
+    return balancer
 
 
 def _name_some(names: list[str]) -> str:

@@ -140,3 +140,11 @@ def test_bad_input() -> None:
         wrapper_of(params, precision="fp8")
     with pytest.raises(ValueError, match=r"allowed: dict\(max_norm=35.0\)"):
         wrapper_of(params, clip_grad=dict(norm=1))
+
+
+@pytest.mark.parametrize("balancer", [{"type": Balancer}, {"type": "Balancer"}, "sum", Balancer])
+def test_what_is_no_balancer_is_refused(balancer: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"balancer is \w+ .*allowed: an object of perception\.balancing\.Balancer"
+    ):
+        wrapper_of(parameters(), balancer=balancer)
