@@ -1,23 +1,14 @@
 """Fixtures that several packages' tests share."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mmengine.registry import DefaultScope
 
 # `import mmdet3d` needs mmcv's compiled module, which this import stands in for.
 import perception  # noqa: F401
 from tests.parity import require
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _forget_default_scope() -> Iterator[None]:
-    """A runner sets MMEngine's default scope for the rest of the process; a later test builds by name without one."""
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")

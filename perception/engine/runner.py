@@ -55,7 +55,7 @@ from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
 from perception.engine.vocabulary import check_vocabulary, read_vocabulary
 from perception.engine.work_dir import WorkDirError, WorkDirLock, prepare_work_dir
-from perception.registry import RUNNERS
+from perception.registry import RUNNERS, SCOPE, STRATEGIES
 from perception.utils import get_logger, write_json_atomic
 
 logger = get_logger("engine")
@@ -129,6 +129,7 @@ class PerceptionRunner(FlexibleRunner):
             experiment_name=f"{name}-{uuid.uuid4().hex[:8]}",
             launcher="pytorch" if is_distributed else "none",
             env_cfg=options.get("env_cfg") or {},
+            default_scope=options.get("default_scope") or SCOPE,
         )
         return cls(**options, cfg=cfg)
 
@@ -142,9 +143,11 @@ class PerceptionRunner(FlexibleRunner):
         """
         if strategy is None:
             strategy = dict(type=SingleStrategy if launcher == "none" else DDPStrategy)
-        strategy = dict(strategy) if isinstance(strategy, dict) else strategy
         kind = strategy["type"] if isinstance(strategy, dict) else type(strategy)
-        if launcher != "none" and kind in (SingleStrategy, "SingleStrategy"):
+        if isinstance(kind, str):  # MMEngine builds the strategy before it sets the default scope
+            kind = STRATEGIES.get(kind)
+        strategy = {**strategy, "type": kind} if isinstance(strategy, dict) else strategy
+        if launcher != "none" and kind is SingleStrategy:
             raise ValueError(
                 f"strategy is SingleStrategy, but WORLD_SIZE is {os.environ.get('WORLD_SIZE')}. "
                 "Use DDPStrategy or leave strategy out"

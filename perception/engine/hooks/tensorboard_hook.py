@@ -6,9 +6,10 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.visualization import TensorboardVisBackend
 
-from perception.registry import HOOKS
+from perception.registry import HOOKS, VISBACKENDS
 
 
+@VISBACKENDS.register_module()
 class TensorboardBackend(TensorboardVisBackend):
     """MMEngine's TensorBoard backend without the config text, which `config.json` has."""
 
