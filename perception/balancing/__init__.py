@@ -1,6 +1,79 @@
-"""Task losses and gradients → one update. Imports torch (and later torchjd) only."""
+"""Task losses and gradients → one update. Imports torch and torchjd only; methods are loaded when first asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from perception.balancing.balancer import Balancer
+from perception.balancing.build import build_balancer
+from perception.balancing.methods import balancer_names
 from perception.balancing.task_losses import TaskLosses
 
-__all__ = ["Balancer", "TaskLosses"]
+if TYPE_CHECKING:
+    from perception.balancing.achievement import AchievementWeights
+    from perception.balancing.dynamic_priority import DynamicTaskPriority
+    from perception.balancing.dynamic_weights import DynamicTaskWeights
+    from perception.balancing.geometric_mean import GeometricMean
+    from perception.balancing.graddrop import GradDropBalancer
+    from perception.balancing.gradnorm import GradNormWeights
+    from perception.balancing.gram_weighting import GramWeighting
+    from perception.balancing.loss_weighting import ConstantWeights, LossWeighting
+    from perception.balancing.mclgs import MCLGSWeighting
+    from perception.balancing.multi_task_balancer import MultiTaskBalancer
+    from perception.balancing.nash import NashWeighting
+    from perception.balancing.pacing import ExponentialPacing, LinearPacing, RatioPacing
+    from perception.balancing.priorities import UniformPriority
+    from perception.balancing.static_priority import StaticPriority
+    from perception.balancing.wpcgrad import WPCGradWeighting
+
+# TorchJD brings its solvers, which take seconds to import; the plain sum needs none of them.
+_MODULES = {
+    "AchievementWeights": "achievement",
+    "ConstantWeights": "loss_weighting",
+    "DynamicTaskPriority": "dynamic_priority",
+    "DynamicTaskWeights": "dynamic_weights",
+    "ExponentialPacing": "pacing",
+    "GeometricMean": "geometric_mean",
+    "GradDropBalancer": "graddrop",
+    "GradNormWeights": "gradnorm",
+    "GramWeighting": "gram_weighting",
+    "LinearPacing": "pacing",
+    "LossWeighting": "loss_weighting",
+    "MCLGSWeighting": "mclgs",
+    "MultiTaskBalancer": "multi_task_balancer",
+    "NashWeighting": "nash",
+    "RatioPacing": "pacing",
+    "StaticPriority": "static_priority",
+    "UniformPriority": "priorities",
+    "WPCGradWeighting": "wpcgrad",
+}
+
+__all__ = [
+    "AchievementWeights",
+    "Balancer",
+    "ConstantWeights",
+    "DynamicTaskPriority",
+    "DynamicTaskWeights",
+    "ExponentialPacing",
+    "GeometricMean",
+    "GradDropBalancer",
+    "GradNormWeights",
+    "GramWeighting",
+    "LinearPacing",
+    "LossWeighting",
+    "MCLGSWeighting",
+    "MultiTaskBalancer",
+    "NashWeighting",
+    "RatioPacing",
+    "StaticPriority",
+    "TaskLosses",
+    "UniformPriority",
+    "WPCGradWeighting",
+    "balancer_names",
+    "build_balancer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

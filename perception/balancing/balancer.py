@@ -2,10 +2,11 @@
 
 Every method ends in one coefficient per task, the update being the sum of c_t g_t: the plain sum with c = 1, a
 geometric mean by the exact identity for its gradient, a Gram method from the inner products of the task gradients. So
-the
-optimiser wrapper needs to know one thing about a method: whether it wants the Gram matrix.
+the optimiser wrapper needs to know one thing about a method: whether it wants the Gram matrix. Only an element-wise
+method (GradDrop) wants the gradients themselves.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,47 @@ from torch import Tensor
 class Balancer:
     """The plain sum, and the base of every other method.
 
+    Order of calls: `setup` once; per epoch `begin_epoch` … `end_epoch`; per micro-batch `weigh`, then `combine`;
+    `end_step` after each optimiser step that was taken; `update_kpis` after a validation.
+
     Shapes: T is the number of declared tasks; vectors are in the order of `TaskLosses.task_names`. All inputs are the
     same on every rank: losses of the global batch, detached.
 
     Attributes:
         needs_gram: whether `combine` wants the Gram matrix of the weighted task gradients.
+        needs_gradients: whether the update comes from `combine_block` instead of from coefficients.
+        scale_heads: whether a parameter that only one task reaches is updated with that task's coefficient too; if
+            not, only with the task's loss weight.
     """
 
     needs_gram: bool = False
+    needs_gradients: bool = False
+    scale_heads: bool = True
+
+    def setup(self, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int) -> None:
+        """Learn the run and check everything that can be known before its first step.
+
+        Args:
+            task_names: the model's tasks, in the order of all (T,) vectors.
+            max_epochs: epochs of the whole run.
+            total_steps: optimiser steps of the whole run.
+            seed: the run's seed; the same on all ranks.
+
+        Raises:
+            ValueError: an argument names an unknown task or does not fit the run.
+        """
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch, counted from 1."""
+
+    def end_epoch(self, mean_losses: Mapping[str, float]) -> None:
+        """End an epoch; task → mean of its global losses, without tasks that never had one."""
+
+    def update_kpis(self, kpis: Mapping[str, float]) -> None:
+        """Take task → validation score, as the metric gives it."""
+
+    def end_step(self) -> None:
+        """Count an optimiser step that was taken; a skipped one is not counted."""
 
     def weigh(self, losses: Tensor, present: Tensor) -> Tensor:
         """Weight of each task's loss.
@@ -48,6 +82,22 @@ class Balancer:
             (T,) coefficients.
         """
         return torch.ones_like(losses)
+
+    def combine_block(self, gradients: Tensor, present: Tensor) -> Tensor:
+        """The update of one parameter, for methods with `needs_gradients`; called after `combine`.
+
+        Args:
+            gradients: (T, ...) weighted global gradients of one parameter, 0 where absent.
+            present: (T,) bool.
+
+        Returns:
+            (...) the update.
+        """
+        raise NotImplementedError(f"{type(self).__name__} combines by coefficients, not element by element")
+
+    def report(self) -> dict[str, Any]:
+        """What the last step did, as JSON-able values; only what cost nothing."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON-able values that a resume needs."""

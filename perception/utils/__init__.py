@@ -1,15 +1,19 @@
-"""Safe files, stable seeds, loggers and the data error; imports nothing of MMEngine's family."""
+"""Safe files, stable seeds, loggers, nearest names and the data error; imports nothing of MMEngine's family."""
 
 from perception.utils.errors import DataError
 from perception.utils.io import fsync_dir, read_json, sha256_file, write_bytes_atomic, write_json_atomic
 from perception.utils.log import get_logger
 from perception.utils.progress import Progress, show_progress
 from perception.utils.seed import stable_seed
+from perception.utils.suggest import closest, did_you_mean, edit_distance
 from perception.utils.text import name_some
 
 __all__ = [
     "DataError",
     "Progress",
+    "closest",
+    "did_you_mean",
+    "edit_distance",
     "fsync_dir",
     "get_logger",
     "name_some",

@@ -1,7 +1,7 @@
 import pytest
 
-from perception.config import closest, did_you_mean
-from perception.config.suggest import edit_distance
+from perception.config import did_you_mean as config_did_you_mean
+from perception.utils import closest, did_you_mean, edit_distance
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,7 @@ def test_swapped_letters_are_near():
 
 def test_nothing_near_gives_no_hint():
     assert did_you_mean("qqqqqq", ["interval", "by_epoch"]) == ""
+
+
+def test_configs_use_the_same_one():
+    assert config_did_you_mean is did_you_mean
