@@ -1,4 +1,4 @@
-"""Scores: nuScenes detection (NDS, mAP, errors), BEV map IoU, and baselines through the same metrics."""
+"""Scores: nuScenes detection (NDS, mAP, errors), BEV map IoU, their baselines, and multi-task scores."""
 
 from perception.evaluation.baselines import (
     BASELINES,
@@ -11,6 +11,7 @@ from perception.evaluation.constant_boxes import ConstantBoxes
 from perception.evaluation.constant_map import ConstantMap
 from perception.evaluation.gathered_metric import GatheredMetric
 from perception.evaluation.ground_truth_baseline import ground_truth_predictions
+from perception.evaluation.multi_task_scores import acc_mtl, delta_m, delta_mtl
 from perception.evaluation.nuscenes_metric import NuScenesDetectionMetric
 
 __all__ = [
@@ -21,8 +22,11 @@ __all__ = [
     "ConstantPredictor",
     "GatheredMetric",
     "NuScenesDetectionMetric",
+    "acc_mtl",
     "baseline_predictions",
     "constant_predictions",
     "count_matches",
+    "delta_m",
+    "delta_mtl",
     "ground_truth_predictions",
 ]
