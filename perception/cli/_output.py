@@ -1,6 +1,7 @@
 """How verbs print their results."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +9,19 @@ from typing import Any
 HEADLINES = ("NDS", "mAP", "mIoU", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 
 
+def say(text: str) -> None:
+    """Print a line of result; of several ranks, the first one does."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text)
+
+
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Print headline scores, one per line; the rest is in the run folder's JSON."""
     for name in HEADLINES:
         if name in metrics:
-            print(f"{name:5s} {metrics[name]:.4f}")
+            say(f"{name:5s} {metrics[name]:.4f}")
     if metrics.get("comparable") is False or metrics.get("seg_comparable") is False:
-        print("These scores are of a subset and not comparable with published ones.")
+        say("These scores are of a subset and not comparable with published ones.")
 
 
 def print_json(value: Any) -> None:

@@ -32,7 +32,9 @@ def add_parser(verbs: Any) -> None:
         "--split", choices=("train", "val", "test"), default="train", help="which of a config's"
     )
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose augmentation is shown")
-    parser.add_argument("--data-root", metavar="DIR", help="nuScenes root of the config's data, or the index's")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="nuScenes root of the config's data, or the index's"
+    )
     add_overrides(parser)
 
 

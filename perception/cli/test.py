@@ -5,7 +5,7 @@ from typing import Any
 
 from perception.cli import exit_codes
 from perception.cli._configs import choose_model, default_work_dir, load_checked
-from perception.cli._output import print_metrics
+from perception.cli._output import print_metrics, say
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
 
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
         model_path = choice.checkpoint if needs_weights else None
         metrics = evaluate(cfg, model_path, untrained=args.untrained, subset=args.subset)
     print_metrics(metrics)
-    print(f"written to {work_dir}")
+    say(f"written to {work_dir}")
     return exit_codes.OK

@@ -5,6 +5,7 @@ from typing import Any
 
 from perception.cli import exit_codes
 from perception.cli._configs import default_work_dir, load_checked
+from perception.cli._output import say
 from perception.cli._parser import add_data_root, add_overrides, add_verb
 
 
@@ -46,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
     from perception.engine import train
 
     train(cfg, resume=args.resume, dry_run=args.dry_run)
-    print(f"run folder: {cfg.work_dir}")
-    print(f"next: perception test {cfg.work_dir}   |   perception report {cfg.work_dir}")
+    say(f"run folder: {cfg.work_dir}")
+    say(f"next: perception test {cfg.work_dir}   |   perception report {cfg.work_dir}")
     return exit_codes.OK
