@@ -44,9 +44,27 @@ def run(args: argparse.Namespace) -> int:
         loaders=("train_dataloader", "val_dataloader"),
         work_dir=args.work_dir or default_work_dir(args.config),
     )
+    if args.dry_run:
+        return _rehearse(cfg, args.config)
     from perception.engine import train
 
-    train(cfg, resume=args.resume, dry_run=args.dry_run)
+    train(cfg, resume=args.resume)
     say(f"run folder: {cfg.work_dir}")
     say(f"next: perception test {cfg.work_dir}   |   perception report {cfg.work_dir}")
+    return exit_codes.OK
+
+
+def _rehearse(cfg: Any, name: str) -> int:
+    from perception.engine import rehearse
+
+    metrics = rehearse(cfg)
+    evaluation = (
+        f"2 evaluation batches ({len(metrics)} metrics)"
+        if metrics
+        else "no evaluation, since the config has none"
+    )
+    say("dry run passed; no model was trained")
+    say(f"checked: 2 training steps with a save and a resume between them, {evaluation}")
+    say(f"run folder {cfg.work_dir} is as it was; the dry run wrote beside it and removed that again")
+    say(f"next: the same command without --dry-run, which trains {name}")
     return exit_codes.OK

@@ -24,13 +24,12 @@ from perception.utils import get_logger, write_json_atomic
 logger = get_logger("engine")
 
 
-def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
+def train(cfg: Config, *, resume: bool = False) -> Path:
     """Train by a config; returns the run folder.
 
     Args:
         cfg: the config; not changed.
         resume: continue the run in `cfg.work_dir` (from the start if it has no checkpoint yet).
-        dry_run: see `rehearse`, nothing else.
 
     Raises:
         WorkDirError: the work directory is in use, not writable, or holds a run and `resume` is not set.
@@ -38,8 +37,6 @@ def train(cfg: Config, *, resume: bool = False, dry_run: bool = False) -> Path:
         FloatingPointError: as `PerceptionRunner.train`.
         TrainingTerminated: as `PerceptionRunner.train`.
     """
-    if dry_run:
-        return rehearse(cfg)
     runner = PerceptionRunner.from_cfg(_changed(cfg, resume=True) if resume else cfg)
     runner.train()
     if runner.rank == 0 and (metrics := _read_headlines(runner)):
@@ -133,14 +130,14 @@ def predict(
         yield from results
 
 
-def rehearse(cfg: Config) -> Path:
-    """Two training steps with a save and a resume between them, and two evaluation steps.
+def rehearse(cfg: Config) -> dict[str, Any]:
+    """Dry run: two training steps with a save and a resume between them, and two evaluation steps.
 
     Everything is written beside the run folder, to `<name>.dry-run`, which is removed. (Not to a random temporary
     folder: all ranks must find the same one.)
 
     Returns:
-        The run folder that a real run would use; nothing is written there.
+        The metrics of the two evaluation steps; empty if the config has no validation loop.
 
     Raises:
         Exception: whatever a real run would raise.
@@ -159,7 +156,7 @@ def rehearse(cfg: Config) -> Path:
             logger.info("dry run: trained step %d and saved%s", step, "" if step == 1 else ", after a resume")
         metrics = runner.evaluate_now()
         logger.info("dry run: evaluated 2 batches, %d metrics", len(metrics))
-    return run_folder
+    return metrics
 
 
 @contextmanager

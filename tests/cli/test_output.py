@@ -10,9 +10,10 @@ METRICS = {"NDS": 0.25, "mIoU": 0.5, "AP/car": 0.1, "comparable": False}
 
 @pytest.fixture
 def finished(monkeypatch, options):
-    """Training and evaluation that take no time; and the arguments of a config whose data is there."""
-    monkeypatch.setattr("perception.engine.train", lambda cfg, **options: cfg.work_dir)
+    """Training, evaluation and dry run that take no time; and the arguments of a config whose data is there."""
+    monkeypatch.setattr("perception.engine.train", lambda cfg, *, resume: cfg.work_dir)
     monkeypatch.setattr("perception.engine.evaluate", lambda *args, **kwargs: METRICS)
+    monkeypatch.setattr("perception.engine.rehearse", lambda cfg: METRICS)
     return options
 
 
@@ -36,3 +37,18 @@ def test_the_last_lines_are_printed_by_the_first_rank_only(finished, capsys, mon
             monkeypatch.setenv("RANK", rank)
             assert main([*words, "--work-dir", run, *finished]) == 0
             assert (run in capsys.readouterr().out) == (rank == "0")
+
+
+@pytest.mark.parametrize("metrics", [METRICS, {}])
+def test_a_dry_run_does_not_read_like_a_training(finished, capsys, monkeypatch, tmp_path, metrics):
+    monkeypatch.setattr("perception.engine.rehearse", lambda cfg: metrics)
+    run = tmp_path / "run"
+    assert main(["train", "bevformer_nano", "--dry-run", "--work-dir", str(run), *finished]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("dry run passed; no model was trained\n")
+    assert "checked: 2 training steps with a save and a resume between them" in said
+    assert ("2 evaluation batches (4 metrics)" in said) == bool(metrics)
+    assert ("no evaluation" in said) == (not metrics)
+    assert f"run folder {run} is as it was" in said
+    assert "perception test" not in said
+    assert not run.exists()
