@@ -25,7 +25,8 @@ def frame_fields(
         in pixels of the stored images, ego_motion (18,) float64, has_prev.
 
     Raises:
-        DataError: the entry lacks a camera or a pose, or its CAN bus values have another form.
+        DataError: the entry lacks a camera or a pose, one of its matrices is not finite (the model would take all
+            that such a camera sees for unseen), or its CAN bus values have another form.
     """
     token = info.get("token", "")
     images = _get(info, "images", token)
@@ -40,12 +41,7 @@ def frame_fields(
         "sample_token": token,
         "img_paths": {camera: os.path.join(data_root, images[camera]["img_path"]) for camera in CAMERA_NAMES},
         "img_sizes": {camera: _image_size(images[camera]) for camera in CAMERA_NAMES},
-        "lidar2img": np.stack(
-            [
-                compose_lidar2img(np.array(images[camera]["cam2img"]), np.array(images[camera]["lidar2cam"]))
-                for camera in CAMERA_NAMES
-            ]
-        ),
+        "lidar2img": np.stack([_lidar2img(images[camera], camera, token) for camera in CAMERA_NAMES]),
         "ego_motion": ego_motion(
             None if prev_info is None else _poses(prev_info)[0],
             ego2global,
@@ -110,11 +106,30 @@ def _is_valid(instance: Mapping[str, Any]) -> bool:
     return instance.get("bbox_3d_isvalid", True)
 
 
+def _lidar2img(image: Mapping[str, Any], camera: str, token: str) -> np.ndarray:
+    cam2img, lidar2cam = (
+        _finite(_get(image, key, token), f"{key} of {camera}", "lidar2img", token)
+        for key in ("cam2img", "lidar2cam")
+    )
+    return compose_lidar2img(cam2img, lidar2cam)
+
+
 def _poses(info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     token = info.get("token", "")
-    ego2global = np.array(_get(info, "ego2global", token), dtype=np.float64)
-    lidar2ego = np.array(_get(_get(info, "lidar_points", token), "lidar2ego", token), dtype=np.float64)
-    return ego2global, lidar2ego
+    ego2global = _finite(_get(info, "ego2global", token), "ego2global", "ego_motion", token)
+    lidar2ego = _get(_get(info, "lidar_points", token), "lidar2ego", token)
+    return ego2global, _finite(lidar2ego, "lidar_points.lidar2ego", "ego_motion", token)
+
+
+def _finite(values: Any, key: str, result: str, token: str) -> np.ndarray:
+    matrix = np.array(values, dtype=np.float64)
+    if not np.isfinite(matrix).all():
+        raise DataError(
+            f"{key} in the index's entry is not finite, {matrix.tolist()}, so there is no {result}; repair the table "
+            "calibrated_sensor or ego_pose and build the index again with `perception data prepare`.",
+            sample_token=token,
+        )
+    return matrix
 
 
 def _get(mapping: Mapping[str, Any], key: str, token: str) -> Any:

@@ -4,18 +4,32 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from perception.datasets import (
+    BEVRandomFlip,
+    LoadBEVMap,
+    LoadMultiViewImages,
+    NuScenesBEVDataset,
+    ObjectRangeFilter,
+    PackBEVInputs,
+    PhotometricDistortion,
+    ResizeMultiView,
+    prepare,
+)
 from perception.structures import CAMERA_NAMES
 
 VERSION = "v1.0-mini"
 SCENES = ("scene-0061", "scene-0103")
 NUM_SAMPLES = 4
 IMAGE_SIZE = (64, 36)
+PC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+GRID = {"x_range": [-15.0, 15.0], "y_range": [-30.0, 30.0], "resolution": 0.3}
 CATEGORIES = ("vehicle.car", "human.pedestrian.adult", "movable_object.trafficcone", "animal")
 
 
@@ -258,3 +272,40 @@ def edit_table(tiny_copy: Path) -> Callable[[str, Callable[[list[dict]], object]
         path.write_text(json.dumps(records))
 
     return edit
+
+
+@pytest.fixture(scope="module")
+def index(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of both scenes in one file: eight samples."""
+    folder = tmp_path_factory.mktemp("index")
+    train, val = prepare(tiny_root, out=folder, progress=False)
+    content = json.loads(train.read_text())
+    content["data_list"] += json.loads(val.read_text())["data_list"]
+    path = folder / "both.json"
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+@pytest.fixture
+def build(tiny_root: Path, index: Path, tmp_path: Path) -> Callable[..., NuScenesBEVDataset]:
+    """The dataset of the index, with options changed."""
+
+    def make(**options: Any) -> NuScenesBEVDataset:
+        options.setdefault("ann_file", index)
+        options.setdefault("data_root", tiny_root)
+        options.setdefault(
+            "pipeline",
+            [
+                {"type": LoadMultiViewImages, "target_size": (32, 18)},
+                {"type": ResizeMultiView, "size": (32, 18)},
+                {"type": PhotometricDistortion},
+                {"type": BEVRandomFlip},
+                {"type": "BEVRandomRotate", "max_angle": 20.0},
+                {"type": ObjectRangeFilter, "pc_range": PC_RANGE},
+                {"type": LoadBEVMap, "grid": GRID, "cache_dir": str(tmp_path / "cache")},
+                {"type": PackBEVInputs},
+            ],
+        )
+        return NuScenesBEVDataset(**options)
+
+    return make

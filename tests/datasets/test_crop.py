@@ -19,7 +19,9 @@ def make_results(rng: np.random.Generator, *, num_frames: int = 2, num_cameras: 
         moved = np.tile(lidar2cam, (num_cameras, 1, 1))
         moved[:, :3, 3] = rng.normal(0, 0.3, (num_cameras, 3))
         rows = np.tile(np.arange(HEIGHT, dtype=np.uint8)[:, None, None], (1, WIDTH, 3))
-        frames.append({"img": [rows.copy() for _ in range(num_cameras)], "lidar2img": intrinsics @ moved, "x": 1})
+        frames.append(
+            {"img": [rows.copy() for _ in range(num_cameras)], "lidar2img": intrinsics @ moved, "x": 1}
+        )
     return {"frames": frames, "rng": rng}
 
 
