@@ -89,10 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = explain(error)
         if is_verbose or message is None:
             traceback.print_exception(error)
-        if message is not None:
-            print(f"perception: error: {message}", file=sys.stderr)
-        else:
-            print(f"perception: error: unexpected {type(error).__name__}, see above", file=sys.stderr)
+        who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        message = message or f"unexpected {type(error).__name__}, see above"
+        print(f"perception: error: {who}{message}", file=sys.stderr)
         return code
 
 
@@ -110,8 +109,10 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         (ValueError, exit_codes.RUN_FAILED),
         (NotImplementedError, exit_codes.RUN_FAILED),
     )
-    if type(error).__name__ == "WorkDirError":  # importing its class would import the whole engine
-        return exit_codes.USAGE, str(error)
+    # By name, because importing these classes would import the whole engine.
+    engine_codes = {"WorkDirError": exit_codes.USAGE, "RankFailure": exit_codes.RUN_FAILED}
+    if type(error).__name__ in engine_codes:
+        return engine_codes[type(error).__name__], str(error)
     for kind, code in codes:
         if isinstance(error, kind):
             return code, _last_line(str(error), type(error).__name__) or None

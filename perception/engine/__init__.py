@@ -13,6 +13,7 @@ from perception.engine.hooks import (
 )
 from perception.engine.jsonl_log import read_log
 from perception.engine.optim_wrapper import BalancedOptimWrapper
+from perception.engine.rank_failure import RankFailure
 from perception.engine.run import evaluate, predict, rehearse, train
 from perception.engine.run_folder import hash_config, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner, TrainingTerminated
@@ -29,6 +30,7 @@ __all__ = [
     "EvalLoop",
     "LogHook",
     "PerceptionRunner",
+    "RankFailure",
     "RuntimeInfoHook",
     "SceneBatchSampler",
     "SceneSampler",

@@ -23,6 +23,12 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
+def leave_process_group() -> None:
+    """Close the process group, if there is one."""
+    if is_distributed():
+        dist.destroy_process_group()
+
+
 def comm_device() -> torch.device:
     """Device on which the process group's backend wants its tensors."""
     if is_distributed() and dist.get_backend() == "nccl":

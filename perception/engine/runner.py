@@ -39,6 +39,7 @@ from perception.engine.hooks import (
     TensorboardHook,
 )
 from perception.engine.jsonl_log import read_log
+from perception.engine.rank_failure import fail_together
 from perception.engine.rng import get_rng_state, set_rng_state
 from perception.engine.run_folder import (
     CONFIG_FILE,
@@ -231,6 +232,7 @@ class PerceptionRunner(FlexibleRunner):
 
     # ------------------------------------------------------------------ running
 
+    @fail_together()
     def train(self, *, stop_after: int | None = None) -> nn.Module:
         """Train, from the start or from a checkpoint (`resume=True` in the config).
 
@@ -242,6 +244,7 @@ class PerceptionRunner(FlexibleRunner):
             CheckpointError: the checkpoint is damaged or does not fit, or a save failed.
             FloatingPointError: too many non-finite steps in a row.
             TrainingTerminated: SIGTERM or SIGUSR1 came; a checkpoint was saved.
+            RankFailure: another rank failed.
         """
         self._stop_after = stop_after
         self.last_log_line = {}
@@ -259,6 +262,15 @@ class PerceptionRunner(FlexibleRunner):
         if self.stop_signal:
             raise TrainingTerminated(f"stopped by signal {self.stop_signal} at step {self.iter}")
         return model
+
+    @fail_together()
+    def test(self) -> dict[str, Any]:
+        """Evaluate on the test loader; returns the metrics, the same on every rank.
+
+        Raises:
+            RankFailure: another rank failed.
+        """
+        return super().test()
 
     @property
     def bare_model(self) -> nn.Module:
@@ -293,6 +305,7 @@ class PerceptionRunner(FlexibleRunner):
                 if hasattr(metric, "is_subset"):
                     metric.is_subset = True
 
+    @fail_together()
     def evaluate_now(self) -> dict[str, Any]:
         """Run the validation loop once, after `train` has returned; nothing if there is none."""
         self._stop_after, self.should_stop = None, False

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
 from perception.checkpoint import CheckpointError
+from perception.engine.collectives import leave_process_group
 from perception.registry import STRATEGIES
 
 _MAX_NAMED = 5
@@ -135,9 +136,4 @@ class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = backend or ("nccl" if has_cuda else "gloo")
         dist.init_process_group(backend="gloo" if not has_cuda else backend, timeout=self._timeout, **kwargs)
-        atexit.register(_leave_process_group)
-
-
-def _leave_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        atexit.register(leave_process_group)
