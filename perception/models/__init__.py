@@ -5,6 +5,15 @@ from perception.models.bevformer import BEVFormer
 from perception.models.box_head import BoxHead
 from perception.models.center_heatmap import CenterHeatmap
 from perception.models.data_preprocessor import BEVDataPreprocessor
+from perception.models.perspective_head import PerspectiveHead
 from perception.models.seg_head import SegHead
 
-__all__ = ["BEVDataPreprocessor", "BEVEncoder", "BEVFormer", "BoxHead", "CenterHeatmap", "SegHead"]
+__all__ = [
+    "BEVDataPreprocessor",
+    "BEVEncoder",
+    "BEVFormer",
+    "BoxHead",
+    "CenterHeatmap",
+    "PerspectiveHead",
+    "SegHead",
+]

@@ -21,6 +21,7 @@ from perception.models.bev_encoder import BEVEncoder
 from perception.models.box_coder import DecodedBoxes
 from perception.models.box_head import BoxHead, BoxTargets
 from perception.models.center_heatmap import CenterHeatmap
+from perception.models.perspective_head import PerspectiveHead
 from perception.models.seg_head import SegHead
 from perception.models.task_losses import group_losses
 from perception.registry import MODELS
@@ -45,6 +46,8 @@ class BEVFormer(BaseModel):
         box_head: config of the box head; None: no detection.
         seg_head: config of the segmentation head; None: no segmentation.
         center_heatmap: config of the auxiliary loss on the BEV features, which needs a box head; None: no such loss.
+        perspective_head: config of the auxiliary loss on the image features, which needs a box head; None: no such
+            loss.
         data_preprocessor: config of the data preprocessor.
         use_history: False trains and predicts every frame on its own (BEVFormer-S).
         backbone_weights: local file with pretrained backbone weights; None: from scratch.
@@ -64,6 +67,7 @@ class BEVFormer(BaseModel):
         box_head: MODULE_CONFIG | None = None,
         seg_head: MODULE_CONFIG | None = None,
         center_heatmap: MODULE_CONFIG | None = None,
+        perspective_head: MODULE_CONFIG | None = None,
         data_preprocessor: MODULE_CONFIG | nn.Module | None = None,
         use_history: bool = True,
         backbone_weights: str | None = None,
@@ -79,6 +83,9 @@ class BEVFormer(BaseModel):
         self.seg_head: SegHead | None = None if seg_head is None else MODELS.build(seg_head)
         self.center_heatmap: CenterHeatmap | None = (
             None if center_heatmap is None else MODELS.build(center_heatmap)
+        )
+        self.perspective_head: PerspectiveHead | None = (
+            None if perspective_head is None else MODELS.build(perspective_head)
         )
         self.use_history = use_history
         self.backbone_weights = backbone_weights
@@ -139,13 +146,19 @@ class BEVFormer(BaseModel):
 
     def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
         """Loss terms and target counts; a task without a target in the batch is left out."""
-        outputs = self._forward_heads(self.compute_bev(inputs))
+        bev, features = self._compute_bev(inputs, None, None)
+        outputs = self._forward_heads(bev)
         losses: dict[str, Tensor] = {}
         if self.box_head is not None:
             targets = [_box_targets(sample) for sample in data_samples]
             losses.update(self.box_head.loss(outputs["boxes"], targets))
             if self.center_heatmap is not None:
-                losses.update(self.center_heatmap.loss(outputs["bev"], targets))
+                losses.update(self.center_heatmap.loss(bev, targets))
+            if self.perspective_head is not None:
+                image_shape = (inputs["img"].shape[-2], inputs["img"].shape[-1])
+                losses.update(
+                    self.perspective_head.loss(features, inputs["lidar2img"][:, -1], image_shape, targets)
+                )
         if self.seg_head is not None:
             losses.update(self.seg_head.loss(outputs["seg_logits"], [_map_target(s) for s in data_samples]))
         return losses
@@ -186,12 +199,16 @@ class BEVFormer(BaseModel):
         Returns:
             (B, Q, C), of the last frame, with gradients.
         """
+        return self._compute_bev(inputs, prev_bev, known)[0]
+
+    def _compute_bev(
+        self, inputs: dict[str, Tensor], prev_bev: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The BEV features of the last frame, and the image features they come from."""
         num_frames = inputs["img"].shape[1]
         if not self.use_history:
-            return self._encode(
-                inputs, num_frames - 1, self.extract_features(inputs["img"][:, -1]), None, None
-            )
-        if num_frames > 1:
+            prev_bev = known = None
+        elif num_frames > 1:
             with eval_no_grad(self):
                 past = inputs["img"][:, :-1]
                 features = self.extract_features(past.flatten(0, 1))  # all past frames in one batch
@@ -200,7 +217,7 @@ class BEVFormer(BaseModel):
                     per_frame = [level[:, frame] for level in features]
                     prev_bev, known = self._encode(inputs, frame, per_frame, prev_bev, known), None
         features = self.extract_features(inputs["img"][:, -1])
-        return self._encode(inputs, num_frames - 1, features, prev_bev, known)
+        return self._encode(inputs, num_frames - 1, features, prev_bev, known), features
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """(M, N, 3, H, W) → per level (M, N, C, h, w)."""
@@ -249,19 +266,29 @@ class BEVFormer(BaseModel):
         return prev_bev, known
 
     def _check_heads(self) -> None:
-        heads = {"box_head": self.box_head, "seg_head": self.seg_head, "center_heatmap": self.center_heatmap}
         if self.box_head is None and self.seg_head is None:
             raise ValueError("BEVFormer needs box_head, seg_head, or both; got neither.")
-        if self.center_heatmap is not None and self.box_head is None:
-            raise ValueError(
-                "center_heatmap belongs to the task 'cls' of box_head, which is None; leave it out as well."
-            )
+        auxiliary = {"center_heatmap": self.center_heatmap, "perspective_head": self.perspective_head}
+        for name, module in auxiliary.items():
+            if module is not None and self.box_head is None:
+                raise ValueError(
+                    f"{name} belongs to the tasks of box_head, which is None; leave it out as well."
+                )
+        heads = {"box_head": self.box_head, "seg_head": self.seg_head, "center_heatmap": self.center_heatmap}
         expected = (self.bev_encoder.grid, self.bev_encoder.embed_dims)
         for name, head in heads.items():
             if head is not None and (head.grid, head.embed_dims) != expected:
                 raise ValueError(
                     f"{name} expects {head.grid} with {head.embed_dims} channels, bev_encoder makes {expected[0]} with "
                     f"{expected[1]}. Give both the same pc_range, bev_h, bev_w and embed_dims."
+                )
+        wanted = (self.bev_encoder.num_levels, self.bev_encoder.embed_dims)
+        if self.perspective_head is not None:
+            found = (len(self.perspective_head.levels), self.perspective_head.embed_dims)
+            if found != wanted:
+                raise ValueError(
+                    f"perspective_head expects {found[0]} feature level(s) with {found[1]} channels, bev_encoder "
+                    f"{wanted[0]} with {wanted[1]}. Give both the same num_levels and embed_dims."
                 )
 
     def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:

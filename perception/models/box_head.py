@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from perception.models._layers import inverse_sigmoid
 from perception.models.box_assigner import HungarianAssigner
-from perception.models.box_coder import BoxCoder, DecodedBoxes, refine_centres, to_code
+from perception.models.box_coder import CENTRE, BoxCoder, DecodedBoxes, refine_centres, to_code
 from perception.models.box_losses import LayerLosses, MatchedTargets, layer_losses
 from perception.models.decoder import DecoderLayer
 from perception.registry import MODELS
 from perception.structures import CODE_SIZE, BEVGrid, encode_boxes
 
 DEFAULT_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+UNIT_CODE_SCALE = (1.0,) * CODE_SIZE
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class BoxHead(nn.Module):
         num_query_groups: G in training; group 0 alone at inference.
         reference_init: "learned" as upstream (random), "grid": spread evenly over the BEV.
         code_weights: (10,), of the L1 losses.
+        code_scale: (10,), what the regression branches' channels are multiplied by; 1 for the centres, whose unit is
+            the whole range already. A branch starts with outputs around 0.1 and Adam moves each weight by the learning
+            rate whatever the gradient, so a velocity of 10 m/s is thousands of steps away at scale 1 (upstream's), and
+            hundreds at 30. The same function as scaling the last linear layers' rows.
         loss_cls_weight: factor of the focal loss.
         loss_box_weight: factor of the L1 losses.
         max_num: boxes per sample at most.
@@ -77,7 +82,8 @@ class BoxHead(nn.Module):
         post_center_range: where decoded centres may lie, by default the range plus 10 m (z: 5 m) on each side.
 
     Raises:
-        ValueError: `code_weights` has not 10 numbers, or a count is below 1.
+        ValueError: `code_weights` or `code_scale` has not 10 numbers, `code_scale` is not positive or scales a centre,
+            or a count is below 1.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class BoxHead(nn.Module):
         num_query_groups: int = 1,
         reference_init: Literal["learned", "grid"] = "learned",
         code_weights: Sequence[float] = DEFAULT_CODE_WEIGHTS,
+        code_scale: Sequence[float] = UNIT_CODE_SCALE,
         loss_cls_weight: float = 2.0,
         loss_box_weight: float = 0.25,
         max_num: int = 300,
@@ -107,6 +114,7 @@ class BoxHead(nn.Module):
         super().__init__()
         if len(code_weights) != CODE_SIZE:
             raise ValueError(f"code_weights must have {CODE_SIZE} numbers, got {len(code_weights)}.")
+        _check_scale(code_scale)
         counts = {"num_query": num_query, "num_layers": num_layers, "num_query_groups": num_query_groups}
         for name, count in counts.items():
             if count < 1:
@@ -146,6 +154,8 @@ class BoxHead(nn.Module):
         self.code_weights = nn.Parameter(torch.tensor(list(code_weights)), requires_grad=False)
         self.register_buffer("pc_range", torch.tensor(list(pc_range)), persistent=False)
         self.pc_range: Tensor
+        self.register_buffer("code_scale", torch.tensor(list(code_scale)), persistent=False)
+        self.code_scale: Tensor
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
         if reference_init == "grid":
@@ -164,7 +174,7 @@ class BoxHead(nn.Module):
             query = layer(
                 query, query_pos, bev, reference[..., :2], (self.grid.bev_h, self.grid.bev_w), num_groups
             )
-            raw = self.reg_branches[branch](query)
+            raw = self.reg_branches[branch](query) * self.code_scale
             centres = refine_centres(raw, reference)
             all_codes.append(to_code(raw, centres, self.pc_range))
             all_scores.append(self.cls_branches[branch](query))
@@ -243,6 +253,15 @@ class BoxHead(nn.Module):
         query_pos = self.query_embedding.weight[:, : self.embed_dims]
         missing = inverse_sigmoid(points) - self.reference_points(query_pos)
         query_pos += missing @ torch.linalg.pinv(self.reference_points.weight).T
+
+
+def _check_scale(code_scale: Sequence[float]) -> None:
+    if len(code_scale) != CODE_SIZE or any(scale <= 0 for scale in code_scale):
+        raise ValueError(f"code_scale must have {CODE_SIZE} positive numbers, got {list(code_scale)}.")
+    if any(code_scale[channel] != 1 for channel in CENTRE):
+        raise ValueError(
+            f"code_scale must be 1 for the centre (channels {CENTRE}), whose unit is the range; got {list(code_scale)}."
+        )
 
 
 def _cls_branch(embed_dims: int, num_classes: int) -> nn.Sequential:

@@ -254,8 +254,29 @@ def test_targets_of_a_perfect_prediction_cost_nothing():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"code_weights": (1.0,)}, "code_weights"), ({"num_query": 0}, "num_query")]
+    ("change", "message"),
+    [
+        ({"code_weights": (1.0,)}, "code_weights"),
+        ({"num_query": 0}, "num_query"),
+        ({"code_scale": (1.0,)}, "10 positive numbers"),
+        ({"code_scale": (1.0,) * 9 + (0.0,)}, "10 positive numbers"),
+        ({"code_scale": (2.0,) * 10}, "must be 1 for the centre"),
+    ],
 )
 def test_bad_settings(change, message):
     with pytest.raises(ValueError, match=message):
         make_head(**change)
+
+
+def test_code_scale_is_the_last_layer_scaled():
+    scale = [1.0, 1.0, 3.0, 3.0, 1.0, 3.0, 2.0, 2.0, 30.0, 30.0]
+    plain, scaled = make_head(), make_head(code_scale=scale)
+    scaled.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for branch in plain.reg_branches:
+            branch[-1].weight.mul_(torch.tensor(scale)[:, None])
+            branch[-1].bias.mul_(torch.tensor(scale))
+    bev = torch.randn(1, 120, 16)
+    expected, found = plain(bev), scaled(bev)
+    assert_close(found.codes, expected.codes)
+    assert_close(found.cls_scores, expected.cls_scores)
