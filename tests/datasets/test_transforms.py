@@ -18,7 +18,7 @@ from perception.datasets import (
     ResizeMultiView,
 )
 from perception.datasets.transforms import augment_boxes, augment_ego_motion, read_image
-from perception.structures import BEVGrid, bev_shift, box_corners, ego_motion, project_points
+from perception.structures import CAMERA_NAMES, BEVGrid, bev_shift, box_corners, ego_motion, project_points
 from perception.utils import DataError
 
 GRID = BEVGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), 50, 50)
@@ -161,6 +161,48 @@ def test_flip_twice_is_the_identity():
     np.testing.assert_allclose(twice["bev_aug"], np.eye(4))
     np.testing.assert_allclose(twice["gt_bboxes_3d"], results["gt_bboxes_3d"], atol=1e-12)
     np.testing.assert_allclose(twice["frames"][1]["ego_motion"], results["frames"][1]["ego_motion"])
+
+
+def test_mirrored_images_show_the_mirrored_world():
+    """Left in the image is left of the sensor again; the left cameras take the place of the right ones."""
+    results = make_results(np.random.default_rng(6))
+    changed = BEVRandomFlip(prob=1.0, mirror_images=True)(results)
+    opposite = {
+        "CAM_FRONT": "CAM_FRONT",
+        "CAM_FRONT_LEFT": "CAM_FRONT_RIGHT",
+        "CAM_BACK_LEFT": "CAM_BACK_RIGHT",
+    }
+    opposite |= {value: key for key, value in opposite.items()} | {"CAM_BACK": "CAM_BACK"}
+    points = np.random.default_rng(7).uniform(-20, 20, (50, 3))
+    mirrored = points * [-1, 1, 1]
+    for before, after in zip(results["frames"], changed["frames"], strict=True):
+        for name, source in opposite.items():
+            new, old = CAMERA_NAMES.index(name), CAMERA_NAMES.index(source)
+            np.testing.assert_array_equal(after["img"][new], before["img"][old][:, ::-1])
+            uv, depth = project_points(mirrored, after["lidar2img"][new])
+            old_uv, old_depth = project_points(points, before["lidar2img"][old])
+            np.testing.assert_allclose(depth, old_depth)
+            ahead = depth > 0.1
+            np.testing.assert_allclose(uv[ahead, 0], 64 - old_uv[ahead, 0], atol=1e-6)
+            np.testing.assert_allclose(uv[ahead, 1], old_uv[ahead, 1], atol=1e-6)
+
+
+def test_mirroring_images_twice_is_the_identity_and_leaves_its_argument():
+    results = make_results(np.random.default_rng(8))
+    first = [image.copy() for image in results["frames"][0]["img"]]
+    flip = BEVRandomFlip(prob=1.0, mirror_images=True)
+    twice = flip(flip(results))
+    for before, after in zip(results["frames"], twice["frames"], strict=True):
+        np.testing.assert_array_equal(after["img"], before["img"])
+        np.testing.assert_allclose(after["lidar2img"], before["lidar2img"], atol=1e-9)
+    np.testing.assert_array_equal(results["frames"][0]["img"], first)
+
+
+def test_mirroring_images_before_they_are_loaded_is_refused():
+    results = make_results(np.random.default_rng(9))
+    results["frames"] = [{k: v for k, v in frame.items() if k != "img"} for frame in results["frames"]]
+    with pytest.raises(ValueError, match="behind LoadMultiViewImages"):
+        BEVRandomFlip(prob=1.0, mirror_images=True)(results)
 
 
 def test_augment_boxes_keeps_its_argument():

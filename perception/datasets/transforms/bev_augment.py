@@ -1,8 +1,8 @@
 """Random mirroring, turning and scaling of the world around the sensor.
 
 The LiDAR frame of every frame in the queue changes by the same matrix `bev_aug` (new ← original): boxes and motion are
-carried along, the images stay and `lidar2img` gets the inverse on its right. Map targets follow `bev_aug`
-(`LoadBEVMap` comes after these).
+carried along, the images stay (`mirror_images` apart) and `lidar2img` gets the inverse on its right. Map targets follow
+`bev_aug` (`LoadBEVMap` comes after these).
 """
 
 import math
@@ -12,7 +12,14 @@ import numpy as np
 
 from perception.datasets.transforms._base import BEVTransform
 from perception.registry import TRANSFORMS
+from perception.structures import CAMERA_NAMES
 from perception.structures.ego_motion import CAN, QUATERNION, TRANSLATION, YAW, YAW_CHANGE_DEGREES
+
+_SIDES = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+_OPPOSITE = [
+    CAMERA_NAMES.index("_".join(_SIDES.get(word, word) for word in name.split("_"))) for name in CAMERA_NAMES
+]
+"""For each camera the one that stands in its place in a mirror."""
 
 
 def augment_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -113,23 +120,50 @@ def _augment(
 
 @TRANSFORMS.register_module()
 class BEVRandomFlip(BEVTransform):
-    """Swap left and right of the world (x → −x) with some probability. The images are not mirrored.
+    """Swap left and right of the world (x → −x) with some probability.
+
+    With the images as they are (BEVDet's way), what stands to the left in an image stands to the right in the BEV: the
+    image no longer tells sides and headings. `mirror_images` mirrors them too and exchanges the left and the right
+    cameras, so that a sample is one that a mirrored world would have given.
 
     Args:
-        prob: probability.
+        prob: the probability.
+        mirror_images: mirror the images and exchange left and right cameras as well.
 
     Raises:
-        ValueError: the probability is outside 0…1.
+        ValueError: the probability is outside 0…1, or images are to be mirrored that are not loaded yet.
     """
 
-    def __init__(self, *, prob: float = 0.5) -> None:
+    def __init__(self, *, prob: float = 0.5, mirror_images: bool = False) -> None:
         if not 0 <= prob <= 1:
             raise ValueError(f"prob must lie in 0…1, got {prob}.")
         self._prob = prob
+        self._mirror_images = mirror_images
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Flip, or not."""
-        return _augment(results, is_mirrored=True) if results["rng"].random() < self._prob else results
+        if results["rng"].random() >= self._prob:
+            return results
+        flipped = _augment(results, is_mirrored=True)
+        if self._mirror_images:
+            flipped["frames"] = [_mirror_cameras(frame) for frame in flipped["frames"]]
+        return flipped
+
+
+def _mirror_cameras(frame: dict[str, Any]) -> dict[str, Any]:
+    if "img" not in frame:
+        raise ValueError("mirror_images needs the images; put BEVRandomFlip behind LoadMultiViewImages.")
+    images = [frame["img"][source] for source in _OPPOSITE]
+    lidar2img = frame["lidar2img"][_OPPOSITE].copy()
+    for camera, image in enumerate(images):
+        mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+        mirror[0, 2] = image.shape[1]  # u → width − u
+        lidar2img[camera] = mirror @ lidar2img[camera]
+    return {
+        **frame,
+        "img": [np.ascontiguousarray(image[:, ::-1]) for image in images],
+        "lidar2img": lidar2img,
+    }
 
 
 @TRANSFORMS.register_module()
