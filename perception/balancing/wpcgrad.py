@@ -76,6 +76,10 @@ class WPCGradWeighting(GramWeighting):
 
     def weights_for_order(self, gramian: Tensor, order: Sequence[int]) -> Tensor:
         """Coefficients (T,) for one order of anchors, without drawing."""
+        return self.combinations_for_order(gramian, order).sum(0)
+
+    def combinations_for_order(self, gramian: Tensor, order: Sequence[int]) -> Tensor:
+        """The final gradients in the originals, (T, T): row i of C J is g_i^PC."""
         order = [int(task) for task in order]
         if sorted(order) != list(range(len(gramian))):
             raise ValueError(f"order is {order}; it must name each of the {len(gramian)} tasks once")
@@ -94,14 +98,14 @@ class WPCGradWeighting(GramWeighting):
             self.priority.setup(Setting(task_names=names, max_epochs=1, total_steps=1, generator=generator))
         probabilities = as_probabilities(self.priority.probabilities(), names, "the priority")
         order = draw_order(probabilities[task_idx], self.generator)
-        coefficients, projections = self._project(gram, order)
+        combinations, projections = self._project(gram, order)
         tasks = [names[int(task)] for task in task_idx]
         self._last = {
             "order": [tasks[row] for row in order],
             "projected": [[tasks[task], tasks[anchor]] for task, anchor in projections],
             "priorities": dict(zip(names, probabilities.tolist(), strict=True)),
         }
-        return coefficients
+        return combinations.sum(0)
 
     def _project(self, gram: Tensor, order: list[int]) -> tuple[Tensor, list[tuple[int, int]]]:
         combinations = torch.eye(len(gram), dtype=torch.float64)
@@ -118,7 +122,7 @@ class WPCGradWeighting(GramWeighting):
             projections += [
                 (task, anchor) for task, value in zip(later, conflicts.tolist(), strict=True) if value < 0
             ]
-        return combinations.sum(0), projections
+        return combinations, projections
 
 
 def draw_order(probabilities: Tensor, generator: torch.Generator | None) -> list[int]:

@@ -1,0 +1,115 @@
+"""From configs to balancers: names, arguments, nested parts, and messages that say what was meant."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import perception.balancing
+from perception.balancing import Balancer, balancer_names, build_balancer
+from perception.balancing.methods import METHODS, PARTS
+from tests.balancing import runs
+
+MODULES = sorted(
+    {target.target.partition(":")[0] for target in METHODS.values()}
+    | {target.target.partition(":")[0] for parts in PARTS.values() for target in parts.values()}
+    | {"build", "multi_task_balancer", "gram_weighting", "kpi_average", "masked_adam", "_random"}
+)
+
+
+def test_the_plain_sum():
+    assert type(build_balancer("sum")) is type(build_balancer(None)) is Balancer
+    assert build_balancer({"name": "sum", "weighting": "dwa"}).weighting.temperature == 2
+
+
+def test_every_name_is_listed_once():
+    assert len(set(balancer_names())) == len(balancer_names())
+    assert {"sum", "pcgrad", "wpcgrad-dtp", "mclgs", "amtl", "mclgs+cagrad"} <= set(balancer_names())
+
+
+def test_nested_names():
+    balancer = build_balancer(
+        {
+            "name": "wpcgrad",
+            "priority": {"name": "static", "schedule": "vel_to_seg", "favoured_probability": 0.9},
+            "mode": "anchor",
+            "scales": {"seg": 2.0},
+            "weighting": {"name": "uncertainty", "lr": 0.1},
+        }
+    )
+    (stage,) = balancer.combination
+    assert stage.priority.favoured_probability == 0.9
+    assert stage.mode == "anchor"
+    assert balancer.scales == {"seg": 2.0}
+    assert balancer.weighting.adam.lr == 0.1
+    assert (
+        build_balancer({"name": "wpcgrad", "priority": "seg_to_vel"}).combination[0].priority.schedule
+        == "seg_to_vel"
+    )
+    linear = {"name": "linear", "initial": 60, "decrement": 0.1}
+    assert build_balancer({"name": "mclgs", "pacing": linear}).combination[0].pacing(10) == pytest.approx(59)
+
+
+def test_joined_names_share_out_their_arguments():
+    balancer = build_balancer(
+        {"name": "mclgs+cagrad", "c": 0.2, "mclgs": {"pacing": "ratio"}, "convention": "sum"}
+    )
+    assert balancer.combination[1].inner.c == 0.2
+    assert balancer.convention == "sum"
+    amtl = build_balancer({"name": "amtl", "potentials": runs.POTENTIALS, "floor": 1e-4})
+    assert amtl.combination[0].floor == 1e-4
+
+
+def test_pacing_by_ratio_learns_the_number_of_steps():
+    balancer = runs.built("mclgs", pacing={"name": "ratio", "initial": 40, "ratio": 0.5})
+    pacing = balancer.combination[0].pacing
+    assert [pacing(step) for step in (0, 600, 1200, 2000)] == pytest.approx([40, 20, 0, 0])
+    assert balancer.report()["MCLGSWeighting"] == {"pacing": 40}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pcgard", "unknown balancer 'pcgard'. Did you mean 'pcgrad'"),
+        ("mclgs+cagard", "Did you mean 'cagrad'"),
+        ({"name": "pcgrad", "c": 0.5}, "'pcgrad' takes no argument 'c'. Allowed: none"),
+        ({"name": "cagrad", "norm_epps": 0.5}, "Did you mean 'norm_eps'"),
+        ({"name": "wpcgrad", "priority": "unifrom"}, "unknown priority 'unifrom'. Did you mean 'uniform'"),
+        ({"name": "wpcgrad", "generator": 3}, "takes no argument 'generator'"),
+        ({"name": "pcgrad", "weighting": "dwaa"}, "unknown weighting 'dwaa'. Did you mean 'dwa'"),
+        ({"name": "amtl"}, "'achievement' needs the argument 'potentials'"),
+        ({"name": "mclgs+cagrad", "potential": {}}, "which none of its methods takes"),
+        ({"name": "dwa", "weighting": "rlw"}, "has 2 loss weightings"),
+        ("dwa+rlw", "has 2 loss weightings"),
+        ("pcgrad+pcgrad", "names a method twice"),
+        ("pcgrad+geometric", "must be the first stage"),
+        ("graddrop+pcgrad", "works element by element"),
+        ({"weighting": "dwa"}, "give a name, or a dict"),
+        (3, "balancer is 3; give a name"),
+    ],
+)
+def test_bad_specs(spec, message):
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        build_balancer(spec)
+
+
+def test_all_names_of_the_package_exist():
+    for name in perception.balancing.__all__:
+        assert getattr(perception.balancing, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = perception.balancing.Nonsense
+
+
+@pytest.mark.slow
+def test_the_plain_sum_does_not_import_torchjd():
+    code = (
+        "import sys, perception.balancing as b; b.build_balancer('sum'); sys.exit('torchjd' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_in_docstrings_run(module):
+    assert doctest.testmod(importlib.import_module(f"perception.balancing.{module}")).failed == 0
