@@ -1,9 +1,12 @@
 """From configs to balancers: names, arguments, nested parts, and messages that say what was meant."""
 
+import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,21 @@ def test_the_plain_sum_does_not_import_torchjd():
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_in_docstrings_run(module):
     assert doctest.testmod(importlib.import_module(f"perception.balancing.{module}")).failed == 0
+
+
+def test_the_page_names_every_method():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "balancing.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([^`\n]+)`", page))
+    assert set(balancer_names()) <= named
+    assert {name for parts in PARTS.values() for name in parts} <= named
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    specs = [ast.parse(line, mode="exec").body[0].value for line in code.splitlines() if line]
+    for spec in specs:
+        assert build_balancer(value_of(spec)) is not None
+
+
+def value_of(node):
+    """A config value from its source: literals and dict(...) only."""
+    if isinstance(node, ast.Call):
+        return {keyword.arg: value_of(keyword.value) for keyword in node.keywords}
+    return ast.literal_eval(node)
