@@ -12,22 +12,10 @@ import pytest
 
 from perception.cli.main import build_parser
 from perception.config import ConfigError, find_config, list_configs, load_config
+from tests.cli.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = (
-    "train",
-    "test",
-    "predict",
-    "data",
-    "browse",
-    "check",
-    "doctor",
-    "config",
-    "visualize",
-    "report",
-    "bench",
-)
 
 _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")

@@ -12,32 +12,9 @@ from perception.checkpoint import CheckpointError
 from perception.cli.main import build_parser, explain, main
 from perception.config import ConfigError
 from perception.utils import DataError
+from tests.cli.verbs import SUBVERBS, VERBS
 
-VERBS = (
-    "train",
-    "test",
-    "predict",
-    "data",
-    "browse",
-    "check",
-    "doctor",
-    "config",
-    "visualize",
-    "report",
-    "bench",
-)
-LEAVES = [
-    (verb,) for verb in ("train", "test", "predict", "browse", "check", "doctor", "visualize", "report")
-] + [
-    ("data", "synthesize"),
-    ("data", "prepare"),
-    ("data", "verify"),
-    ("config", "ls"),
-    ("config", "show"),
-    ("config", "diff"),
-    ("bench", "model"),
-    ("bench", "data"),
-]
+LEAVES = [(verb, *rest) for verb in VERBS for rest in ([(sub,) for sub in SUBVERBS.get(verb, ())] or [()])]
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+import toy_world
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from torch.optim import SGD, AdamW
 
-from perception.engine import BalancedOptimWrapper, EpochSampler, SceneSampler
+from perception.engine import BalancedOptimWrapper
 from perception.evaluation.gathered_metric import GatheredMetric
 from tests.models.small import make_item, small_config
 
@@ -51,32 +52,18 @@ class BevMetric(GatheredMetric):
 
 
 def config(work_dir: str, **changes: Any) -> Config:
-    """A whole config; a key with '__' reaches into nested dicts."""
-    cfg: dict[str, Any] = dict(
+    """The toy world's config around the real model; a key with '__' reaches into nested dicts."""
+    own: dict[str, Any] = dict(
         model=small_config(encoder={"num_layers": 1}),
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            dataset=dict(type=BevDataset), sampler=dict(type=EpochSampler), batch_size=1, num_workers=0
-        ),
+        train_dataloader__dataset=dict(type=BevDataset),
+        train_dataloader__batch_size=1,
         train_cfg=dict(by_epoch=False, max_iters=3, val_interval=2),
         optim_wrapper=dict(type=BalancedOptimWrapper, optimizer=dict(type=AdamW, lr=1e-3)),
-        val_dataloader=dict(
-            dataset=dict(type=BevDataset, test_mode=True, num_samples=3),
-            sampler=dict(type=SceneSampler),
-            batch_size=1,
-            num_workers=0,
-        ),
-        val_cfg=dict(),
+        param_scheduler=None,
+        val_dataloader__dataset=dict(type=BevDataset, test_mode=True, num_samples=3),
         val_evaluator=dict(type=BevMetric),
-        visualizer=dict(vis_backends=[]),
-        randomness=dict(seed=3),
     )
-    for key, value in changes.items():
-        target, *path = cfg, *key.split("__")
-        for part in path[:-1]:
-            target = target[part]
-        target[path[-1]] = value
-    return Config(cfg)
+    return toy_world.config(work_dir, **{**own, **changes})
 
 
 def running_statistics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from scipy.ndimage import map_coordinates
 from torch.autograd import gradcheck
 
 SETTINGS = dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, deform_groups=2)
+PLAIN = list(SETTINGS.values())[:4]  # as a convolution without offsets takes them
 
 
 def make_inputs(seed=0):
@@ -15,7 +16,7 @@ def make_inputs(seed=0):
     def rand(*shape):
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    out = F.conv2d(rand(1, 4, 5, 6), rand(2, 2, 3, 2), None, (2, 1), (1, 2), (1, 2), 2).shape[2:]
+    out = F.conv2d(rand(1, 4, 5, 6), rand(2, 2, 3, 2), None, *PLAIN).shape[2:]
     return rand(2, 4, 5, 6), rand(2, 24, *out), rand(2, 12, *out).sigmoid(), rand(6, 2, 3, 2), rand(6)
 
 
@@ -37,26 +38,11 @@ def naive(image, offset, mask, weight, bias):
 
 
 def run(image, offset, mask, weight, bias):
-    s = SETTINGS
-    return modulated_deform_conv2d(
-        image,
-        offset,
-        mask,
-        weight,
-        bias,
-        s["stride"],
-        s["padding"],
-        s["dilation"],
-        s["groups"],
-        s["deform_groups"],
-    )
+    return modulated_deform_conv2d(image, offset, mask, weight, bias, *SETTINGS.values())
 
 
 def run_plain(image, offset, weight):
-    s = SETTINGS
-    return deform_conv2d(
-        image, offset, weight, s["stride"], s["padding"], s["dilation"], s["groups"], s["deform_groups"]
-    )
+    return deform_conv2d(image, offset, weight, *SETTINGS.values())
 
 
 def test_definition():
@@ -66,9 +52,9 @@ def test_definition():
 
 def test_without_offset_it_is_a_convolution():
     image, offset, mask, weight, bias = make_inputs()
-    expected = F.conv2d(image, weight, bias, SETTINGS["stride"], SETTINGS["padding"], SETTINGS["dilation"], 2)
+    expected = F.conv2d(image, weight, bias, *PLAIN)
     torch.testing.assert_close(run(image, 0 * offset, 0 * mask + 1, weight, bias), expected)
-    expected = F.conv2d(image, weight, None, SETTINGS["stride"], SETTINGS["padding"], SETTINGS["dilation"], 2)
+    expected = F.conv2d(image, weight, None, *PLAIN)
     torch.testing.assert_close(run_plain(image, 0 * offset, weight), expected)
 
 

@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_Keys = tuple[tuple[str, str], tuple[str, str], tuple[str, str]]
+# What mmcv calls (vertical, horizontal) stride, padding and dilation in either version.
+_V1_KEYS: _Keys = (("dH", "dW"), ("padH", "padW"), ("dilationH", "dilationW"))
+_V2_KEYS: _Keys = (("stride_h", "stride_w"), ("pad_h", "pad_w"), ("dilation_h", "dilation_w"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvGeometry:
@@ -94,12 +99,13 @@ def _backward(
     return list(torch.autograd.grad(output, inputs, grad_output))
 
 
-def _modulated_geometry(settings: dict[str, int]) -> ConvGeometry:
+def _geometry(weight: Tensor, settings: dict[str, int], keys: _Keys) -> ConvGeometry:
+    stride, padding, dilation = ((settings[vertical], settings[horizontal]) for vertical, horizontal in keys)
     return ConvGeometry(
-        kernel=(settings["kernel_h"], settings["kernel_w"]),
-        stride=(settings["stride_h"], settings["stride_w"]),
-        padding=(settings["pad_h"], settings["pad_w"]),
-        dilation=(settings["dilation_h"], settings["dilation_w"]),
+        kernel=(weight.shape[2], weight.shape[3]),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
         groups=settings["group"],
         deform_groups=settings["deformable_group"],
     )
@@ -121,7 +127,7 @@ def modulated_deform_conv_forward(
     """Writes into output (B, O, h, w). ``ones`` and ``columns`` (scratch space) are unused."""
     output.copy_(
         deformable_conv2d(
-            input, offset, mask, weight, bias if with_bias else None, _modulated_geometry(settings)
+            input, offset, mask, weight, bias if with_bias else None, _geometry(weight, settings, _V2_KEYS)
         )
     )
 
@@ -145,22 +151,11 @@ def modulated_deform_conv_backward(
     **settings: int,
 ) -> None:
     """Writes into the five ``grad_*`` tensors."""
-    grads = _backward(input, offset, mask, weight, _modulated_geometry(settings), grad_output)
+    grads = _backward(input, offset, mask, weight, _geometry(weight, settings, _V2_KEYS), grad_output)
     for target, grad in zip((grad_input, grad_offset, grad_weight, grad_mask), grads, strict=True):
         target.copy_(grad)
     if with_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
-
-
-def _plain_geometry(settings: dict[str, int], weight: Tensor) -> ConvGeometry:
-    return ConvGeometry(
-        kernel=(weight.shape[2], weight.shape[3]),
-        stride=(settings["dH"], settings["dW"]),
-        padding=(settings["padH"], settings["padW"]),
-        dilation=(settings["dilationH"], settings["dilationW"]),
-        groups=settings["group"],
-        deform_groups=settings["deformable_group"],
-    )
 
 
 def deform_conv_forward(
@@ -173,7 +168,7 @@ def deform_conv_forward(
     **settings: int,
 ) -> None:
     """Writes into output (B, O, h, w)."""
-    output.copy_(deformable_conv2d(input, offset, None, weight, None, _plain_geometry(settings, weight)))
+    output.copy_(deformable_conv2d(input, offset, None, weight, None, _geometry(weight, settings, _V1_KEYS)))
 
 
 def deform_conv_backward_input(
@@ -187,7 +182,7 @@ def deform_conv_backward_input(
     **settings: int,
 ) -> None:
     """Writes into grad_input and grad_offset."""
-    grads = _backward(input, offset, None, weight, _plain_geometry(settings, weight), grad_output)
+    grads = _backward(input, offset, None, weight, _geometry(weight, settings, _V1_KEYS), grad_output)
     grad_input.copy_(grads[0])
     grad_offset.copy_(grads[1])
 
@@ -205,5 +200,5 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Adds scale times the weight's gradient to grad_weight."""
     weight = torch.zeros_like(grad_weight)
-    grads = _backward(input, offset, None, weight, _plain_geometry(settings, weight), grad_output)
+    grads = _backward(input, offset, None, weight, _geometry(weight, settings, _V1_KEYS), grad_output)
     grad_weight.add_(grads[2], alpha=scale)

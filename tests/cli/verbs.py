@@ -1,0 +1,20 @@
+"""The verbs of the command line, written out so that a lost one is noticed."""
+
+VERBS = (
+    "train",
+    "test",
+    "predict",
+    "data",
+    "browse",
+    "check",
+    "doctor",
+    "config",
+    "visualize",
+    "report",
+    "bench",
+)
+SUBVERBS = {
+    "data": ("synthesize", "prepare", "verify"),
+    "config": ("ls", "show", "diff"),
+    "bench": ("model", "data"),
+}
