@@ -90,7 +90,9 @@ def test_empty_annotation_table(world, tmp_path, capsys, content):
     ],
 )
 def test_misspelt_key_at_any_level(options, tmp_path, capsys, key, right):
-    message = fail(["train", "bevformer_nano", "--work-dir", tmp_path / "run", *options, f"{key}=1"], capsys, 2)
+    message = fail(
+        ["train", "bevformer_nano", "--work-dir", tmp_path / "run", *options, f"{key}=1"], capsys, 2
+    )
     assert key in message
     assert f"Did you mean '{right}'?" in message
     assert not (tmp_path / "run").exists()
@@ -124,7 +126,12 @@ def test_full_disk_during_a_save(options, tmp_path, capsys, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    small = ["train_dataloader.dataset.indices=2", "val_dataloader=null", "val_cfg=null", "val_evaluator=null"]
+    small = [
+        "train_dataloader.dataset.indices=2",
+        "val_dataloader=null",
+        "val_cfg=null",
+        "val_evaluator=null",
+    ]
     message = fail(["train", "bevformer_nano", "--work-dir", run, *options, *small], capsys, 4)
     assert "No space left on device" in message
     assert "Free space there" in message

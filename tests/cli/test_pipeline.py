@@ -100,7 +100,18 @@ def test_predict_on_real_images(options, tmp_path, shared_root):
 
 @pytest.mark.parametrize("mode", ["train", "predict"])
 def test_bench(options, mode, capsys):
-    words = ["bench", "model", "bevformer_nano", "--mode", mode, "--steps", "2", "--batch-size", "1", "--json"]
+    words = [
+        "bench",
+        "model",
+        "bevformer_nano",
+        "--mode",
+        mode,
+        "--steps",
+        "2",
+        "--batch-size",
+        "1",
+        "--json",
+    ]
     assert main([*words, *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["samples_per_second"] > 0
