@@ -96,3 +96,12 @@ def test_the_result_has_the_inputs_type(name, dtype):
 def test_only_square_matrices_are_taken(shape):
     with pytest.raises(ValueError, match="a Gram matrix is square"):
         METHODS["wpcgrad"]()(torch.zeros(shape))
+
+
+def test_gradvac_bears_tasks_that_have_always_been_parallel():
+    method = cases.seeded(VaccineWeighting(), 0)
+    for _ in range(60):
+        method(torch.ones(2, 2, dtype=torch.float64))
+    found = method(torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64))
+    assert bool(found.isfinite().all())
+    assert float(found.max()) < 1e4
