@@ -15,6 +15,6 @@ with read_base():
     from .._base_.runtime import *
     from .._base_.schedules.adamw_nano import *
 
-model.update(box_head=None, center_heatmap=None)
+model.update(box_head=None, center_heatmap=None, perspective_head=None)
 val_evaluator = val_evaluator[1:]  # the map's metric
 test_evaluator = val_evaluator

@@ -37,7 +37,7 @@ train_dataloader.update(
             dict(type=LoadMultiViewImages, target_size=_image_size),
             dict(type=ResizeMultiView, size=_image_size),
             dict(type=CropTopMultiView, rows=_sky_rows),
-            dict(type=BEVRandomFlip, prob=0.5),
+            dict(type=BEVRandomFlip, prob=0.5, mirror_images=True),
             dict(type=ObjectRangeFilter, pc_range=(-25.6, -51.2, -2.3, 25.6, 51.2, 2.7)),
             dict(type=LoadBEVMap, grid=_map_grid),
             dict(type=PackBEVInputs),
