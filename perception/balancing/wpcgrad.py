@@ -74,6 +74,11 @@ class WPCGradWeighting(GramWeighting):
         """The priority, where it takes part in the life cycle."""
         return (self.priority,) if isinstance(self.priority, Component) else ()
 
+    def setup(self, setting: Setting) -> None:
+        """Learn the tasks; the priority's first probabilities must fit them."""
+        super().setup(setting)
+        as_probabilities(self.priority.probabilities(), self.task_names, "the priority")
+
     def weights_for_order(self, gramian: Tensor, order: Sequence[int]) -> Tensor:
         """Coefficients (T,) for one order of anchors, without drawing."""
         return self.combinations_for_order(gramian, order).sum(0)

@@ -105,7 +105,6 @@ def test_all_names_of_the_package_exist():
         _ = perception.balancing.Nonsense
 
 
-@pytest.mark.slow
 def test_the_plain_sum_does_not_import_torchjd():
     code = (
         "import sys, perception.balancing as b; b.build_balancer('sum'); sys.exit('torchjd' in sys.modules)"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.balancing import UniformPriority, WPCGradWeighting
+from perception.balancing import MultiTaskBalancer, UniformPriority, WPCGradWeighting
 from perception.balancing.wpcgrad import draw_order
 from tests.balancing import cases, naive
 
@@ -97,6 +97,12 @@ def test_a_vanished_anchor_is_skipped():
 def test_bad_priorities(priority, message):
     with pytest.raises(ValueError, match=message):
         WPCGradWeighting(priority)(torch.eye(2))
+
+
+def test_bad_priorities_are_found_before_the_first_step():
+    balancer = MultiTaskBalancer(combination=[WPCGradWeighting(Fixed(0.5, 0.6))])
+    with pytest.raises(ValueError, match="it must sum to 1"):
+        balancer.setup(("det", "seg"), max_epochs=1, total_steps=1, seed=0)
 
 
 def test_bad_arguments():
