@@ -53,7 +53,8 @@ def nano_options(synthetic_root: Path, nano_index: Path) -> list[str]:
     words += [f"{loader}_evaluator.0.data_root={synthetic_root}" for loader in ("val", "test")]
     words += [f"train_dataloader.dataset.ann_file={nano_index / 'v1.0-mini_mini_train.json'}"]
     words += [
-        f"{name}_dataloader.dataset.ann_file={nano_index / 'v1.0-mini_mini_val.json'}" for name in ("val", "test")
+        f"{name}_dataloader.dataset.ann_file={nano_index / 'v1.0-mini_mini_val.json'}"
+        for name in ("val", "test")
     ]
     for name in ("train", "val", "test"):
         words += [f"{name}_dataloader.num_workers=0", f"{name}_dataloader.dataset.pipeline.-2.cache_dir=null"]
