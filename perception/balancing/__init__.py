@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from perception.balancing.balancer import Balancer
 from perception.balancing.build import build_balancer
 from perception.balancing.methods import balancer_names
+from perception.balancing.shared_features import SharedFeatures
+from perception.balancing.task_gradients import TaskGradients
 from perception.balancing.task_losses import TaskLosses
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ __all__ = [
     "MultiTaskBalancer",
     "NashWeighting",
     "RatioPacing",
+    "SharedFeatures",
     "StaticPriority",
+    "TaskGradients",
     "TaskLosses",
     "UniformPriority",
     "WPCGradWeighting",

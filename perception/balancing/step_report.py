@@ -33,12 +33,32 @@ def describe_step(task_names: Sequence[str], scales: Tensor, last: Mapping[str, 
         "coefficients": {task_names[t]: float(totals[t]) for t in tasks},
     }
     if "gram" in last:
-        norms = last["gram"].diagonal().clamp(min=0).sqrt()
-        report["grad_norms"] = {
-            task_names[t]: float(norms[t] / factors[t]) if float(factors[t]) > 0 else 0.0 for t in tasks
-        }
-        matrix = cosines(last["gram"])
-        pairs = {f"{task_names[a]}/{task_names[b]}": float(matrix[a, b]) for a, b in combinations(tasks, 2)}
-        report["cosines"] = pairs
-        report["conflict_share"] = sum(value < 0 for value in pairs.values()) / len(pairs) if pairs else None
+        report |= describe_gram(task_names, last["gram"], last["present"], factors)
     return report
+
+
+def describe_gram(
+    task_names: Sequence[str], gram: Tensor, present: Tensor, factors: Tensor
+) -> dict[str, Any]:
+    """Norms, cosines and conflicts of the present tasks' gradients.
+
+    Args:
+        task_names: the tasks, T.
+        gram: (T, T) of gradients that were multiplied by `factors`.
+        present: (T,) bool.
+        factors: (T,), taken out of the norms again.
+
+    Returns:
+        `grad_norms`, `cosines` and `conflict_share` as `describe_step` says.
+    """
+    tasks = [number for number, is_present in enumerate(present.tolist()) if is_present]
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    matrix = cosines(gram)
+    pairs = {f"{task_names[a]}/{task_names[b]}": float(matrix[a, b]) for a, b in combinations(tasks, 2)}
+    return {
+        "grad_norms": {
+            task_names[t]: float(norms[t] / factors[t]) if float(factors[t]) > 0 else 0.0 for t in tasks
+        },
+        "cosines": pairs,
+        "conflict_share": sum(value < 0 for value in pairs.values()) / len(pairs) if pairs else None,
+    }

@@ -68,5 +68,7 @@ class TaskLosses(Mapping[str, Tensor]):
             ValueError: no task has a loss.
         """
         if not self._losses:
-            raise ValueError(f"no task of {list(self.task_names)} has a target in this batch, so there is no loss.")
+            raise ValueError(
+                f"no task of {list(self.task_names)} has a target in this batch, so there is no loss."
+            )
         return torch.stack([loss.reshape(()) for loss in self._losses.values()]).sum()

@@ -45,12 +45,30 @@ def max_over_ranks(value: int) -> int:
     return int(tensor.item())
 
 
+def any_over_ranks(flags: Tensor) -> Tensor:
+    """Element-wise "on any rank" of a bool tensor, the same on every rank."""
+    if world_size() == 1:
+        return flags
+    moved = flags.to(comm_device(), torch.uint8)
+    dist.all_reduce(moved, op=dist.ReduceOp.MAX)
+    return moved.to(flags.device, torch.bool)
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Element-wise sum over ranks, returned on the device of `values`."""
     if world_size() == 1:
         return values
     moved = values.to(comm_device(), copy=True)
     dist.all_reduce(moved)
+    return moved.to(values.device)
+
+
+def from_first_rank(values: Tensor) -> Tensor:
+    """The first rank's values on every rank, on the device of `values`."""
+    if world_size() == 1:
+        return values
+    moved = values.to(comm_device(), copy=True)
+    dist.broadcast(moved, src=0)
     return moved.to(values.device)
 
 

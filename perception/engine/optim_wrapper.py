@@ -3,15 +3,15 @@
 `parse_losses` hands a `TaskLosses` to `update_params`. Per step, on every rank alike:
 
 1. one small all-reduce of target counts and losses: global task losses, global normalisation, finite check;
-2. `Balancer.weigh` and `.combine` → one coefficient per task → one scalar → one backward;
-3. gradients summed over ranks by our own buckets (DDP's reducer is off), finite check, clip, step, zero_grad.
+2. a gradient source asks `Balancer.weigh` and `.combine` for one coefficient per task and leaves the global batch's
+   update in `p.grad`: by one backward on one scalar, or by one per task (see `gradient_sources`; DDP's reducer is off);
+3. finite check, clip, step, zero_grad.
 
 Nothing changes a parameter or a moment before both checks have passed, and both decide from all-reduced numbers, so
-that
-all ranks decide alike.
+that all ranks decide alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from perception.balancing import Balancer, TaskLosses
+from perception.balancing import Balancer, TaskLosses, build_balancer
+from perception.balancing.build import Spec
+from perception.engine.balanced_backward import BalancedBackward, GradientSource
 from perception.engine.collectives import gather_json, sum_over_ranks
-from perception.engine.gradient_sync import sum_gradients_over_ranks
+from perception.engine.gradient_sources import MicroStep
 from perception.engine.precision import Precision, autocast, resolve_precision
 from perception.engine.step_context import StepContext
 from perception.registry import OPTIM_WRAPPERS
@@ -47,7 +49,12 @@ class BalancedOptimWrapper(OptimWrapper):
         optimizer: the optimiser.
         accumulative_counts: micro-batches per update.
         clip_grad: `dict(max_norm=35.0)`, optionally `norm_type`; None does not clip.
-        balancer: the balancing method; by default the plain sum.
+        balancer: the balancing method, its name or a dict as `build_balancer` takes them; by default the plain sum.
+        gradient_source: where a method that compares task gradients gets them: "parameters" (exact, all parameters that
+            tasks share), "features" (the model's `shared_features`) or "last_layer" (its `last_shared_parameters`).
+        interval: coefficients are computed every so many updates and used again in between.
+        watch: `dict(gram_interval=100)` measures the cosines of methods that do not need them, at the cost of a
+            backward per task, every so many updates; by default never.
         precision: "bf16" runs the forward under autocast, also on CPU; "auto" does so where CUDA has bf16.
         max_bad_steps: after this many non-finite steps in a row the run ends.
         bucket_mb: largest gradient message in MiB.
@@ -63,7 +70,10 @@ class BalancedOptimWrapper(OptimWrapper):
         *,
         accumulative_counts: int = 1,
         clip_grad: dict[str, Any] | None = None,
-        balancer: Balancer | None = None,
+        balancer: Balancer | Spec | None = None,
+        gradient_source: GradientSource = "parameters",
+        interval: int = 1,
+        watch: dict[str, int] | None = None,
         precision: Precision = "fp32",
         max_bad_steps: int = 10,
         bucket_mb: float = 25.0,
@@ -74,18 +84,34 @@ class BalancedOptimWrapper(OptimWrapper):
                 f"clip_grad is {clip_grad}; allowed: dict(max_norm=35.0) with an optional norm_type"
             )
         super().__init__(optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
-        self.balancer = _as_balancer(balancer)
+        if watch is not None and set(watch) != {"gram_interval"}:
+            raise ValueError(f"watch is {watch}; allowed: dict(gram_interval=100), or None")
+        self.balanced = BalancedBackward(
+            balancer=_as_balancer(balancer),
+            gradient_source=gradient_source,
+            interval=interval,
+            gram_interval=0 if watch is None else watch["gram_interval"],
+            bucket_mb=bucket_mb,
+        )
         self.max_bad_steps = max_bad_steps
-        self.bucket_mb = bucket_mb
         self.precision = resolve_precision(precision)
         self.last_checkpoint: Path | None = None
         self.num_bad_in_row = 0
         self.num_skipped = 0
-        self.num_updates = 0
         self.last_step: dict[str, Any] = {}
         self._context: StepContext | None = None
         self._is_window_bad = False
         self._parameter_names: dict[int, str] = {}
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancing method."""
+        return self.balanced.balancer
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps that were taken."""
+        return self.balanced.num_updates
 
     @property
     def is_between_updates(self) -> bool:
@@ -106,7 +132,7 @@ class BalancedOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast, and DDP's own reduction switched off always."""
         no_sync = model.no_sync() if hasattr(model, "no_sync") else nullcontext()
-        with no_sync, self.autocast():
+        with no_sync, self.autocast(), self.balanced.forward_context():
             yield
 
     def update_params(
@@ -146,9 +172,14 @@ class BalancedOptimWrapper(OptimWrapper):
         if bad_tasks:
             self._drop_window("loss", tasks=bad_tasks, parameters=[])
         if not self._is_window_bad:
-            scalar = self._weighted_sum(loss, global_losses, shares, present)
-            if scalar is not None:
-                self.scale_loss(scalar).backward()
+            step = MicroStep(
+                losses=loss,
+                global_losses=global_losses,
+                shares=shares,
+                present=present,
+                factor=float(self.scale_loss(torch.ones((), dtype=torch.float64))),
+            )
+            self.balanced.micro_step(step, self._parameters())
         self._inner_count += 1
         if self.should_update():
             if not self._is_window_bad:
@@ -178,27 +209,18 @@ class BalancedOptimWrapper(OptimWrapper):
         bad_tasks = [task for task, flag in zip(losses.task_names, bad.tolist(), strict=True) if flag]
         return sums / global_divisors, divisors / global_divisors, present, bad_tasks
 
-    def _weighted_sum(
-        self, losses: TaskLosses, global_losses: Tensor, shares: Tensor, present: Tensor
-    ) -> Tensor | None:
-        weights = self.balancer.weigh(global_losses, present)
-        # A Gram method needs the per-task gradients here; it comes with the balancing methods.
-        if self.balancer.needs_gram:
-            raise NotImplementedError(
-                f"{type(self.balancer).__name__} needs the Gram matrix of the task gradients, which this version "
-                "does not collect. Use a balancer with needs_gram = False"
-            )
-        coefficients = self.balancer.combine(weights * global_losses, present, None) * weights * shares
-        terms = [
-            losses[task] if factor == 1.0 else losses[task] * factor
-            for task, factor in zip(losses.task_names, coefficients.tolist(), strict=True)
-            if task in losses
-        ]
-        return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _update(self) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        sum_gradients_over_ranks(parameters, bucket_mb=self.bucket_mb)
+        parameters = self._parameters()
+        non_finite = self.balanced.finish()
+        if non_finite is not None:
+            tasks = [self.balanced.task_names[index] for index in non_finite[0]]
+            names = self._named(parameters)
+            self._drop_window("gradient", tasks, [list(names)[number] for number in non_finite[1]])
+            return
+        self.last_step["balance"] = self.balanced.report()
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             self.last_step["grad_norm"] = 0.0
@@ -212,7 +234,7 @@ class BalancedOptimWrapper(OptimWrapper):
         if clip:
             clip_grads_with_norm_(parameters, clip["max_norm"], norm)
         self.optimizer.step()
-        self.num_updates += 1
+        self.balanced.end_step()
         self.num_bad_in_row = 0
 
     def _blame(self, parameters: list[Tensor]) -> tuple[list[str], list[str]]:
@@ -238,6 +260,7 @@ class BalancedOptimWrapper(OptimWrapper):
     def _drop_window(self, kind: str, tasks: list[str], parameters: list[str]) -> None:
         """Leave out this update: undo the forward's traces, record and report, end the run after too many."""
         self._is_window_bad = True
+        self.balanced.drop()
         self.num_bad_in_row += 1
         self.num_skipped += 1
         tokens: list[str] = []
@@ -283,8 +306,7 @@ class BalancedOptimWrapper(OptimWrapper):
             "balancing": {
                 "num_bad_in_row": self.num_bad_in_row,
                 "num_skipped": self.num_skipped,
-                "num_updates": self.num_updates,
-                "balancer": self.balancer.state_dict(),
+                **self.balanced.state_dict(),
             },
         }
 
@@ -295,20 +317,19 @@ class BalancedOptimWrapper(OptimWrapper):
         super().load_state_dict(state)
         self.num_bad_in_row = int(own["num_bad_in_row"])
         self.num_skipped = int(own["num_skipped"])
-        self.num_updates = int(own["num_updates"])
-        self.balancer.load_state_dict(own["balancer"])
+        self.balanced.load_state_dict(own)
 
 
 def _as_balancer(balancer: Any) -> Balancer:
-    # The seam for a config's `balancer=dict(name=...)`: turn it into an object here, before the check.
-    if balancer is None:
-        return Balancer()
-    if not isinstance(balancer, Balancer):
-        raise TypeError(
-            f"optim_wrapper.balancer is {type(balancer).__name__} {balancer!r}; allowed: an object of "
-            "perception.balancing.Balancer or of a class derived from it, or None for the plain sum of the losses"
-        )
-    return balancer
+    if isinstance(balancer, Balancer):
+        return balancer
+    if balancer is None or isinstance(balancer, str | Mapping):
+        return build_balancer(balancer)
+    raise TypeError(
+        f"optim_wrapper.balancer is {type(balancer).__name__} {balancer!r}; allowed: a name of "
+        "perception.balancing.balancer_names(), a dict(name=..., ...) with arguments, an object of "
+        "perception.balancing.Balancer or of a class derived from it, or None for the plain sum of the losses"
+    )
 
 
 def _name_some(names: list[str]) -> str:

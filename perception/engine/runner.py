@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import FlexibleRunner
+from mmengine.runner import BaseLoop, FlexibleRunner
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,6 +30,7 @@ from perception.engine.collectives import gather_bytes, gather_json, max_over_ra
 from perception.engine.data_loading import build_dataloader
 from perception.engine.eval_loop import EvalLoop
 from perception.engine.hooks import (
+    BalancerHook,
     CheckpointHook,
     LogHook,
     RuntimeInfoHook,
@@ -200,6 +201,7 @@ class PerceptionRunner(FlexibleRunner):
             runtime_info=dict(type=RuntimeInfoHook),
             logger=dict(type=LogHook),
             param_scheduler=dict(type=ScheduleHook),
+            balancer=dict(type=BalancerHook),
             tensorboard=dict(type=TensorboardHook),
             signals=dict(type=SignalHook),
             checkpoint=dict(type=CheckpointHook),
@@ -361,6 +363,7 @@ class PerceptionRunner(FlexibleRunner):
         """
         if self._has_loaded:
             return
+        self._prepare_balancer()
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
             source = self._load_from or (self.work_dir if self._has_checkpoints() else None)
@@ -440,6 +443,19 @@ class PerceptionRunner(FlexibleRunner):
             "train_samples": self._train_samples,
             **self._vocabulary(),
         }
+
+    def _prepare_balancer(self) -> None:
+        """Tell the balancing method of the run, before it takes a state; nothing if the run does not train."""
+        balanced = getattr(getattr(self, "optim_wrapper", None), "balanced", None)
+        if balanced is None or not isinstance(self._train_loop, BaseLoop):
+            return
+        balanced.prepare(
+            self.bare_model,
+            getattr(self.bare_model, "task_names", ()),
+            max_epochs=self.max_epochs,
+            total_steps=-(-self.max_iters // self.optim_wrapper._accumulative_counts),
+            seed=self.seed,
+        )
 
     def _vocabulary(self) -> dict[str, Any]:
         for loop in (self._train_loop, self._val_loop, self._test_loop):

@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from perception.balancing import TaskLosses
+from perception.balancing import SharedFeatures, TaskLosses
 from perception.models._eval_mode import eval_no_grad
 from perception.models._memory_format import choose_memory_format
 from perception.models.backbone_weights import load_backbone
@@ -29,6 +29,8 @@ from perception.utils import DataError
 
 DETECTION_TASKS = ("cls", "box", "velocity")
 SEGMENTATION_TASKS = ("seg",)
+KPI_METRICS = {"cls": ("mAP",), "box": ("mATE", "mASE", "mAOE"), "velocity": ("mAVE",), "seg": ("mIoU",)}
+"""Task → the metrics whose mean is its score, for balancing methods that look at scores."""
 MODULE_CONFIG = Mapping[str, Any]
 
 
@@ -57,6 +59,8 @@ class BEVFormer(BaseModel):
     Raises:
         ValueError: there is no head, or a head's grid is not the encoder's.
     """
+
+    kpi_metrics = KPI_METRICS
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class BEVFormer(BaseModel):
         self.use_history = use_history
         self.backbone_weights = backbone_weights
         self.backbone_sha256 = backbone_sha256
+        self.shared_features = SharedFeatures()
         self._history: dict[str, Tensor] = {}
         self._check_heads()
 
@@ -98,6 +103,11 @@ class BEVFormer(BaseModel):
         """The tasks that this model trains, in the order of the Gram matrix's rows."""
         detection = DETECTION_TASKS if self.box_head is not None else ()
         return detection + (SEGMENTATION_TASKS if self.seg_head is not None else ())
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the last layer that all tasks share: the encoder's last linear layer and its norm."""
+        last = self.bev_encoder.layers[-1]
+        return [*last.ffn.linear2.parameters(), *last.norms[-1].parameters()]
 
     def init_weights(self) -> None:
         """Initialise as the configs say, then load the backbone's file, or say that there is none."""
@@ -147,6 +157,7 @@ class BEVFormer(BaseModel):
     def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
         """Loss terms and target counts; a task without a target in the batch is left out."""
         bev, features = self._compute_bev(inputs, None, None)
+        bev, *features = self.shared_features(bev, *features)
         outputs = self._forward_heads(bev)
         losses: dict[str, Tensor] = {}
         if self.box_head is not None:

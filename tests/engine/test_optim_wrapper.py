@@ -142,9 +142,24 @@ def test_bad_input() -> None:
         wrapper_of(params, clip_grad=dict(norm=1))
 
 
-@pytest.mark.parametrize("balancer", [{"type": Balancer}, {"type": "Balancer"}, "sum", Balancer])
+@pytest.mark.parametrize("balancer", [Balancer, 3])
 def test_what_is_no_balancer_is_refused(balancer: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"balancer is \w+ .*allowed: an object of perception\.balancing\.Balancer"
-    ):
+    with pytest.raises(TypeError, match=r"balancer is \w+ .*allowed: a name of"):
         wrapper_of(parameters(), balancer=balancer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"balancer": {"type": "Balancer"}}, "give a name"),
+        ({"balancer": "pcgrd"}, "Did you mean 'pcgrad'"),
+        ({"balancer": "pcgrad", "gradient_source": "feature"}, "Did you mean 'features'"),
+        ({"balancer": "pcgrad", "interval": 0}, "an interval of 1 or more"),
+        ({"balancer": "sum", "interval": 4}, "does not compare task gradients"),
+        ({"balancer": "graddrop", "gradient_source": "features"}, "element by element"),
+        ({"watch": {"interval": 4}}, "gram_interval=100"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrapper_of(parameters(), **options)

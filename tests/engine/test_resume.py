@@ -1,5 +1,6 @@
 """F5 on one rank: stopping anywhere and resuming is bit-equal to not stopping."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import toy_world
 
 from perception.checkpoint import CheckpointError
 from perception.engine import PerceptionRunner, WorkDirError
+from perception.engine.balanced_backward import BalancedBackward
 
 ITERS = dict(by_epoch=False, max_iters=12, val_interval=4)
 EPOCHS = dict(by_epoch=True, max_epochs=2, val_interval=1)
@@ -56,6 +58,82 @@ def test_fused_optimiser(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", **changes)
     parts = run(tmp_path / "parts", stops=(3, 7), **changes)
     toy_world.assert_same(whole, parts)
+
+
+@pytest.mark.parametrize(
+    "balancer",
+    [
+        "pcgrad",
+        "gradvac",
+        "famo",
+        {"name": "gradnorm"},
+        {"name": "wpcgrad-dtp"},
+        {"name": "amtl", "potentials": {"det": 2.0, "seg": 3.0}},
+        {"name": "uncertainty+mclgs+cagrad", "c": 0.5},
+    ],
+    ids=str,
+)
+def test_balancers(tmp_path: Path, balancer: Any) -> None:
+    """Stopped in mid-epoch, at an epoch's end right before its evaluation, and in mid-window."""
+    changes = {
+        "train_cfg": dict(by_epoch=True, max_epochs=3, val_interval=1),
+        "optim_wrapper__balancer": balancer,
+        "optim_wrapper__accumulative_counts": 2,
+    }
+    whole = run(tmp_path / "whole", **changes)
+    parts = run(tmp_path / "parts", stops=(3, 5, 10), **changes)
+    assert len(whole["log"]) == 15
+    toy_world.assert_same(whole, parts)
+
+
+def test_reused_coefficients(tmp_path: Path) -> None:
+    changes = {"optim_wrapper__balancer": "mgda", "optim_wrapper__interval": 3}
+    whole = run(tmp_path / "whole", **changes)
+    parts = run(tmp_path / "parts", stops=(4, 8), **changes)
+    toy_world.assert_same(whole, parts)
+
+
+def test_scores_reach_the_balancer_once(tmp_path: Path) -> None:
+    """The checkpoint of a step is older than the evaluation at that step; a resume makes up for it."""
+    balancer = {"name": "amtl", "potentials": {"det": 2.0, "seg": 3.0}}
+    changes = {
+        "train_cfg": dict(by_epoch=True, max_epochs=2, val_interval=1),
+        "optim_wrapper__balancer": balancer,
+    }
+    seen: list[tuple[int, dict[str, float]]] = []
+
+    def run_whole() -> None:
+        runner = PerceptionRunner.from_cfg(toy_world.config(tmp_path, **changes))
+        real = BalancedBackward.update_kpis
+
+        def spy(self: Any, metrics: Any, *, step: int) -> None:
+            before = self._kpi_step
+            real(self, metrics, step=step)
+            if self._kpi_step != before:
+                seen.append((step, dict(metrics)))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BalancedBackward, "update_kpis", spy)
+            runner.train()
+
+    run_whole()
+    assert [step for step, _ in seen] == [5, 10]
+
+
+def test_scores_of_an_evaluation_after_the_checkpoint_are_not_lost(tmp_path: Path) -> None:
+    """A crash behind the evaluation: the newest checkpoint is from before it, the log has its scores."""
+    changes = {
+        "train_cfg": dict(by_epoch=True, max_epochs=3, val_interval=1),
+        "optim_wrapper__balancer": {"name": "amtl", "potentials": {"det": 2.0, "seg": 3.0}},
+        "default_hooks": dict(checkpoint=dict(interval=5)),
+    }
+    whole = run(tmp_path / "whole", **changes)
+    parts = tmp_path / "parts"
+    PerceptionRunner.from_cfg(toy_world.config(parts, **changes)).train(stop_after=6)
+    shutil.rmtree(parts / "checkpoints" / "step_00000006")
+    (parts / "checkpoints" / "latest").write_text("step_00000005")
+    PerceptionRunner.from_cfg(toy_world.config(parts, resume=True, **changes)).train()
+    toy_world.assert_same(whole, toy_world.fingerprint(parts))
 
 
 def test_the_test_can_tell(tmp_path: Path) -> None:

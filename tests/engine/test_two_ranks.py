@@ -30,6 +30,9 @@ TWELVE = {"train_dataloader__dataset__num_samples": 12}
 BAD = {**TWELVE, "train_dataloader__dataset__bad": {"4": "loss"}}
 
 
+BALANCERS = ("pcgrad", "mgda", "graddrop", "gradnorm", "geometric")
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the results of all two-rank jobs."""
@@ -38,6 +41,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"job": "gradients", "work_dir": f"{folder}/g{size}", "out": f"{folder}/g{size}.pt",
          "changes": sgd(size // 2, **PARTIAL)}
         for size in (2, 4, 6)
+    ]  # fmt: skip
+    jobs += [
+        {"job": "gradients", "work_dir": f"{folder}/b{name}", "out": f"{folder}/b{name}.pt",
+         "changes": sgd(2, **PARTIAL, optim_wrapper__balancer=name)}
+        for name in BALANCERS
     ]  # fmt: skip
     jobs += [
         {"job": "evaluate", "work_dir": f"{folder}/e", "out": f"{folder}/eval", "changes": UNEVEN},
@@ -55,6 +63,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     launch(jobs)
     return folder
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_conflicts_are_those_of_the_joined_batch(two: Path, tmp_path: Path, name: str) -> None:
+    toy_driver.gradients(
+        tmp_path / "one", out=str(tmp_path / "one.pt"), **sgd(4, **PARTIAL, optim_wrapper__balancer=name)
+    )
+    one = torch.load(tmp_path / "one.pt", weights_only=True)
+    other = torch.load(two / f"b{name}.pt", weights_only=True)
+    for key, weight in one.items():
+        torch.testing.assert_close(other[key], weight, rtol=5e-6, atol=5e-6, msg=key)
 
 
 @pytest.mark.parametrize("global_batch", [2, 4, 6])

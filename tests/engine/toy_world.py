@@ -83,6 +83,7 @@ class _Poison(torch.autograd.Function):
 
 class ToyModel(BaseModel):
     task_names = ("det", "seg")
+    kpi_metrics = {"det": ("mIoU",), "seg": ("mIoU", "count")}
 
     def __init__(self, *, width: int = 8, dropout: float = 0.3, batch_norm: bool = True) -> None:
         super().__init__()

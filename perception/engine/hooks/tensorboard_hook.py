@@ -48,6 +48,7 @@ class TensorboardHook(Hook):
         }
         if line["grad_norm"] is not None:
             scalars["train/grad_norm"] = line["grad_norm"]
+        scalars |= flatten_numbers(line.get("balance", {}), prefix="balance")
         runner.visualizer.add_scalars(scalars, step=line["step"])
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
@@ -65,3 +66,14 @@ class TensorboardHook(Hook):
         """Flush and close the event file."""
         if runner.rank == 0:
             runner.visualizer.close()
+
+
+def flatten_numbers(tree: Mapping[str, Any], *, prefix: str) -> dict[str, float]:
+    """Numbers of a nested mapping by their path, "balance/cosines/det/seg"; everything else is left out."""
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_numbers(value, prefix=f"{prefix}/{key}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}/{key}"] = float(value)
+    return flat

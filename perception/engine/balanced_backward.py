@@ -1,0 +1,273 @@
+"""Which gradient source a window uses, when a balancer is told what, and what of it a checkpoint keeps."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from perception.balancing import Balancer
+from perception.balancing.shared_features import SharedFeatures
+from perception.balancing.step_report import describe_gram
+from perception.balancing.task_gradients import TaskGradients
+from perception.engine.collectives import any_over_ranks, sum_over_ranks
+from perception.engine.gradient_sources import (
+    FeatureSource,
+    LastLayerSource,
+    MicroStep,
+    NonFinite,
+    ParameterSource,
+    ReusedSource,
+    SummedSource,
+    add_gradient,
+)
+from perception.utils import did_you_mean
+
+GradientSource = Literal["parameters", "features", "last_layer"]
+KPIS = "kpi_metrics"
+"""Attribute of a model: task → names of the metrics whose mean is its score."""
+
+_Source = SummedSource | ParameterSource | FeatureSource | ReusedSource
+
+
+class BalancedBackward:
+    """From the task losses of an accumulation window to the gradients of its update.
+
+    Args:
+        balancer: the method.
+        gradient_source: where it gets task gradients from; see `BalancedOptimWrapper`.
+        interval: updates between refreshed coefficients.
+        gram_interval: updates between measurements of cosines where the method has no Gram matrix; 0: never.
+        bucket_mb: largest message between ranks, MiB.
+
+    Raises:
+        ValueError: an argument is outside its choices, or does not go with the balancer.
+    """
+
+    def __init__(
+        self,
+        *,
+        balancer: Balancer,
+        gradient_source: GradientSource,
+        interval: int,
+        gram_interval: int,
+        bucket_mb: float,
+    ) -> None:
+        _check(balancer, gradient_source, interval, gram_interval)
+        self.balancer = balancer
+        self.gradient_source = gradient_source
+        self.interval = interval
+        self.gram_interval = gram_interval
+        self.bucket_mb = bucket_mb
+        self.num_updates = 0
+        self.task_names: tuple[str, ...] = ()
+        self._features: SharedFeatures | None = None
+        self._last_layer: list[Tensor] = []
+        self._kpi_metrics: Mapping[str, Sequence[str]] = {}
+        self._is_prepared = False
+        self._main: _Source | None = None
+        self._reused: ReusedSource | None = None
+        self._current: _Source | None = None
+        self._coefficients: list[float] | None = None
+        self._watched: dict[str, Any] = {}
+        self._epoch = 0
+        self._sums: dict[str, list[float]] = {}  # task → [sum of global losses, how many]
+        self._kpi_step = -1
+
+    @property
+    def needs_task_gradients(self) -> bool:
+        """Whether the method compares task gradients."""
+        return self.balancer.needs_gram or self.balancer.needs_gradients
+
+    def prepare(
+        self, model: nn.Module, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int
+    ) -> None:
+        """Learn the run before its first step, and before a state is loaded; check all that can be known.
+
+        Args:
+            model: the bare model.
+            task_names: its tasks.
+            max_epochs: epochs of the run.
+            total_steps: updates of the run.
+            seed: the run's, the same on all ranks.
+
+        Raises:
+            ValueError: the balancer names unknown tasks, or the model lacks what the gradient source needs.
+        """
+        self.task_names = tuple(task_names)
+        self.balancer.setup(self.task_names, max_epochs=max_epochs, total_steps=total_steps, seed=seed)
+        self._kpi_metrics = getattr(model, KPIS, {})
+        self._features = getattr(model, "shared_features", None)
+        last_layer = getattr(model, "last_shared_parameters", None)
+        self._last_layer = [] if last_layer is None else list(last_layer())
+        if self.needs_task_gradients:
+            missing = {"features": self._features is None, "last_layer": not self._last_layer}
+            if missing.get(self.gradient_source):
+                wanted = {"features": "shared_features", "last_layer": "last_shared_parameters"}
+                raise ValueError(
+                    f"gradient_source={self.gradient_source!r} needs a model with {wanted[self.gradient_source]}, "
+                    f"which {type(model).__name__} has not. Use gradient_source='parameters'"
+                )
+        self._is_prepared = True
+
+    def forward_context(self) -> AbstractContextManager:
+        """What a forward of this window runs under."""
+        if self.needs_task_gradients and self.gradient_source == "features" and not self._is_reusing():
+            assert self._features is not None
+            return self._features.cut()
+        return nullcontext()
+
+    def micro_step(self, step: MicroStep, parameters: Sequence[Tensor]) -> None:
+        """Backward of one micro-batch; parameters: the trainable ones."""
+        if self._current is None:
+            self._current = self._choose(parameters, len(step.losses.task_names))
+            if self.gram_interval and self.num_updates % self.gram_interval == 0:
+                self._watched = self._watch(step, parameters)
+        self._current.micro_step(step)
+        for task, loss, is_present in zip(
+            step.losses.task_names, step.global_losses.tolist(), step.present.tolist(), strict=True
+        ):
+            if is_present:
+                total = self._sums.setdefault(task, [0.0, 0])
+                total[0] += loss
+                total[1] += 1
+
+    def finish(self) -> NonFinite | None:
+        """End the window: the update's gradients in `p.grad`, or what of the task gradients is not finite."""
+        if self._current is None:
+            return None
+        source, self._current = self._current, None
+        result = source.finish()
+        if result is None and source is self._main and not isinstance(source, SummedSource):
+            self._coefficients = None if source.coefficients is None else source.coefficients.tolist()
+        return result
+
+    def drop(self) -> None:
+        """Forget the window."""
+        self._current = self._main = None
+        if self._features is not None:
+            self._features.clear()
+
+    def end_step(self) -> None:
+        """Count an update that was taken."""
+        self.num_updates += 1
+        self.balancer.end_step()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch, counted from 1; after a resume inside it, go on with it."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.balancer.begin_epoch(epoch)
+
+    def end_epoch(self) -> None:
+        """Tell the balancer the epoch's mean global losses."""
+        means = {task: total / count for task, (total, count) in self._sums.items() if count}
+        self._sums = {}
+        self.balancer.end_epoch(means)
+
+    def update_kpis(self, metrics: Mapping[str, Any], *, step: int) -> None:
+        """Tell the balancer the tasks' scores of an evaluation, once per step."""
+        if step <= self._kpi_step:
+            return
+        kpis = {}
+        for task, names in self._kpi_metrics.items():
+            values = [metrics[name] for name in names if isinstance(metrics.get(name), int | float)]
+            if task in self.task_names and len(values) == len(names):
+                kpis[task] = sum(float(value) for value in values) / len(values)
+        if kpis:
+            self._kpi_step = step
+            self.balancer.update_kpis(kpis)
+
+    def report(self) -> dict[str, Any]:
+        """What the last window did, JSON-able."""
+        watched, self._watched = self._watched, {}
+        return {**self.balancer.report(), **watched}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON-able values that a resume needs."""
+        return {
+            "num_updates": self.num_updates,
+            "coefficients": self._coefficients,
+            "epoch": self._epoch,
+            "sums": {task: list(total) for task, total in self._sums.items()},
+            "kpi_step": self._kpi_step,
+            "balancer": self.balancer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned; after `prepare`."""
+        self.num_updates = int(state["num_updates"])
+        self._coefficients = state["coefficients"]
+        self._epoch = int(state["epoch"])
+        self._sums = {task: list(total) for task, total in state["sums"].items()}
+        self._kpi_step = int(state["kpi_step"])
+        self.balancer.load_state_dict(state["balancer"])
+
+    def _is_reusing(self) -> bool:
+        return self._coefficients is not None and self.num_updates % self.interval != 0
+
+    def _choose(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
+        if self.needs_task_gradients and not self._is_prepared:
+            raise ValueError(
+                f"{self.balancer} compares task gradients and must know the run: call prepare(model, ...) before the "
+                "first step. The runner does so"
+            )
+        if self.needs_task_gradients and self._is_reusing():
+            if self._reused is None or not _same(self._reused.parameters, parameters):
+                self._reused = ReusedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
+            self._reused.coefficients = torch.tensor(self._coefficients, dtype=torch.float64)
+            return self._reused
+        if self._main is None or not _same(self._main.parameters, parameters):
+            self._main = self._build(parameters, num_tasks)
+        return self._main
+
+    def _build(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
+        if not self.needs_task_gradients:
+            return SummedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
+        if self.gradient_source == "features":
+            assert self._features is not None
+            return FeatureSource(self.balancer, parameters, self._features, bucket_mb=self.bucket_mb)
+        if self.gradient_source == "last_layer":
+            return LastLayerSource(self.balancer, parameters, self._last_layer, bucket_mb=self.bucket_mb)
+        return ParameterSource(self.balancer, parameters, num_tasks)
+
+    def _watch(self, step: MicroStep, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        if self.balancer.needs_gram:
+            return {}
+        gradients = TaskGradients(parameters, len(step.present))
+        for task in step.losses:
+            add_gradient(gradients, step, task, retain_graph=True)
+        gradients.rows = sum_over_ranks(gradients.rows)
+        gradients.reached = any_over_ranks(gradients.reached)
+        gram = gradients.gram(step.present)
+        return describe_gram(step.losses.task_names, gram, step.present, torch.ones(len(gram)))
+
+
+def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
+
+
+def _check(balancer: Balancer, gradient_source: str, interval: int, gram_interval: int) -> None:
+    choices = get_args(GradientSource)
+    if gradient_source not in choices:
+        raise ValueError(
+            f"gradient_source is {gradient_source!r}.{did_you_mean(gradient_source, choices)} "
+            f"Allowed: {', '.join(choices)}"
+        )
+    if interval < 1 or gram_interval < 0:
+        raise ValueError(
+            f"interval is {interval} and watch.gram_interval {gram_interval}; allowed: an interval of 1 or more, a "
+            "gram_interval of 0 (never) or more"
+        )
+    compares = balancer.needs_gram or balancer.needs_gradients
+    if not compares and (gradient_source != "parameters" or interval != 1):
+        raise ValueError(
+            f"{balancer} does not compare task gradients, so gradient_source={gradient_source!r} and "
+            f"interval={interval} would do nothing; leave them out"
+        )
+    if balancer.needs_gradients and (gradient_source != "parameters" or interval != 1):
+        raise ValueError(
+            f"{balancer} combines the gradients element by element: it needs gradient_source='parameters' and "
+            f"interval=1, got {gradient_source!r} and {interval}"
+        )

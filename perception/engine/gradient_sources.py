@@ -1,0 +1,352 @@
+"""How a step's task losses become gradients: one backward on a sum, or one per task.
+
+Legend: T tasks, n parameters. A source gets every micro-batch of an accumulation window, then `finish` leaves the
+update of the *global* batch in `p.grad`, the same on all ranks. Conflicts are always those of global gradients: local
+ones are summed over ranks before anything is compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perception.balancing import Balancer, TaskLosses
+from perception.balancing.shared_features import SharedFeatures
+from perception.balancing.task_gradients import TaskGradients
+from perception.balancing.task_reach import find_reach
+from perception.engine.collectives import any_over_ranks, from_first_rank, sum_over_ranks
+from perception.engine.gradient_sync import sum_gradients_over_ranks
+
+NonFinite = tuple[list[int], list[int]]
+"""Indices of the tasks, and of the parameters, whose gradients are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroStep:
+    """One micro-batch, as all ranks know it.
+
+    Attributes:
+        losses: local losses, with graphs.
+        global_losses: (T,) float64, normalised over the ranks' targets, 0 where absent.
+        shares: (T,) float64, factor that makes a local loss this rank's share of the global one.
+        present: (T,) bool, globally.
+        factor: 1 / number of micro-batches in the window.
+    """
+
+    losses: TaskLosses
+    global_losses: Tensor
+    shares: Tensor
+    present: Tensor
+    factor: float
+
+    def local_share(self, task: str) -> Tensor:
+        """This rank's part of a task's loss in the window's mean."""
+        index = self.losses.task_names.index(task)
+        scale = float(self.shares[index]) * self.factor
+        loss = self.losses[task].reshape(())
+        return loss if scale == 1.0 else loss * scale
+
+    def weighted_sum(self, weights: Tensor) -> Tensor | None:
+        """Sum of the local shares times (T,) weights; None without a local loss."""
+        terms = []
+        for task in self.losses:
+            weight = float(weights[self.losses.task_names.index(task)])
+            share = self.local_share(task)
+            terms.append(share if weight == 1.0 else share * weight)
+        return torch.stack(terms).sum() if terms else None
+
+
+class SummedSource:
+    """One backward on the weighted sum: for methods that need no task gradients.
+
+    Args:
+        balancer: weighs and combines, micro-batch by micro-batch.
+        parameters: n trainable parameters.
+        bucket_mb: largest message between ranks, MiB.
+    """
+
+    def __init__(self, balancer: Balancer, parameters: Sequence[Tensor], *, bucket_mb: float) -> None:
+        self.balancer = balancer
+        self.parameters = list(parameters)
+        self.bucket_mb = bucket_mb
+
+    def micro_step(self, step: MicroStep) -> None:
+        """Backward."""
+        weights = self.balancer.weigh(step.global_losses, step.present)
+        coefficients = self.balancer.combine(weights * step.global_losses, step.present, None)
+        scalar = step.weighted_sum(weights * coefficients)
+        if scalar is not None:
+            scalar.backward()
+
+    def finish(self) -> NonFinite | None:
+        """Sum the gradients over ranks."""
+        sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        return None
+
+
+class ParameterSource:
+    """One backward per task, gradients held per task: the exact Gram matrix of the window's global gradients.
+
+    The window's losses are weighed and combined once, at its end.
+
+    Args:
+        balancer: its `combine` gets the Gram matrix, its `combine_block` the gradients if it wants them.
+        parameters: n trainable parameters.
+        num_tasks: T.
+
+    Attributes:
+        coefficients: (T,) of the last window, NaN for a task that was absent; None before the first.
+    """
+
+    def __init__(self, balancer: Balancer, parameters: Sequence[Tensor], num_tasks: int) -> None:
+        self.balancer = balancer
+        self.parameters = list(parameters)
+        self.num_tasks = num_tasks
+        self.coefficients: Tensor | None = None
+        self.task_names: tuple[str, ...] = ()
+        self._has_checked = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._gradients: TaskGradients | None = None
+        self._losses = torch.zeros(self.num_tasks, dtype=torch.float64)
+        self._present = torch.zeros(self.num_tasks, dtype=torch.bool)
+
+    def micro_step(self, step: MicroStep) -> None:
+        """One backward per local task."""
+        self.task_names = step.losses.task_names
+        if self._gradients is None:
+            self._gradients = TaskGradients(self.parameters, self.num_tasks)
+        tasks = list(step.losses)
+        for task in tasks:
+            add_gradient(self._gradients, step, task, retain_graph=task is not tasks[-1])
+        self._losses += step.global_losses * step.factor
+        self._present |= step.present
+
+    def finish(self) -> NonFinite | None:
+        """Combine the global task gradients and leave the update in `p.grad`."""
+        gradients, present = self._gradients, self._present
+        if gradients is None:
+            return None
+        gradients.rows = sum_over_ranks(gradients.rows)
+        gradients.reached = any_over_ranks(gradients.reached)
+        bad = gradients.bad_rows()
+        if bad:
+            result = bad, gradients.bad_parameters()
+            self._clear()
+            return result
+        self._check(gradients)
+        weights = from_first_rank(self.balancer.weigh(self._losses, present))
+        gradients.scale_(torch.where(present, weights, 0.0))
+        gram = gradients.gram(present) if self.balancer.needs_gram else None
+        coefficients = from_first_rank(self.balancer.combine(weights * self._losses, present, gram))
+        options = {"scale_heads": self.balancer.scale_heads}
+        if self.balancer.needs_gradients:
+            update = gradients.combine_blocks(self.balancer.combine_block, present, **options)
+        else:
+            update = gradients.combine(coefficients, present, **options)
+        for parameter, value in zip(self.parameters, update, strict=True):
+            parameter.grad = value
+        self.coefficients = torch.where(present, coefficients.double(), torch.nan)
+        self._clear()
+        return None
+
+    def _check(self, gradients: TaskGradients) -> None:
+        """Once: every task trains something, and none is another one in disguise."""
+        if self._has_checked:
+            return
+        self._has_checked = True
+        loose = (self._present & ~gradients.reached.any(dim=1)).nonzero().flatten().tolist()
+        if loose:
+            raise ValueError(
+                f"the loss of task {self.task_names[loose[0]]!r} reaches no trainable parameter, so it has no "
+                "gradient. Unfreeze what it depends on, or leave the task out"
+            )
+        twins = gradients.find_twins()
+        if twins is not None:
+            first, second = (self.task_names[index] for index in twins)
+            raise ValueError(
+                f"tasks {first!r} and {second!r} have the same gradient, so they are one loss under two names. Give "
+                "one of them another loss, or leave it out"
+            )
+
+
+class FeatureSource:
+    """One backward of the heads per task, then one of the trunk: conflicts measured on the shared features.
+
+    Coefficients are those of each micro-batch. The global Gram matrix is the sum of the ranks': their features are
+    different parts of one batch.
+
+    Args:
+        balancer: its `combine` gets the Gram matrix.
+        parameters: n trainable parameters.
+        features: the model's cut; its forwards run under `features.cut()`.
+        bucket_mb: largest message between ranks, MiB.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        parameters: Sequence[Tensor],
+        features: SharedFeatures,
+        *,
+        bucket_mb: float,
+    ) -> None:
+        self.balancer = balancer
+        self.parameters = list(parameters)
+        self.features = features
+        self.bucket_mb = bucket_mb
+        self.coefficients: Tensor | None = None
+
+    def micro_step(self, step: MicroStep) -> None:
+        """Backward of the heads, task by task, then of the trunk."""
+        names, leaves = step.losses.task_names, self.features.leaves
+        if not leaves:
+            raise ValueError(
+                "gradient_source='features', but the model's forward did not pass anything through its "
+                "shared_features. Call them on what the heads read, or use gradient_source='parameters'"
+            )
+        # Which parameters belong to heads is agreed on, as a rank without a task's labels does not see its head.
+        reach = any_over_ranks(find_reach(step.losses, names, self.parameters))
+        heads = [p for p, reached in zip(self.parameters, reach.any(dim=0).tolist(), strict=True) if reached]
+        gradients = TaskGradients([*leaves, *heads], len(names), num_features=len(leaves))
+        tasks = list(step.losses)
+        for task in tasks:
+            add_gradient(gradients, step, task, retain_graph=task is not tasks[-1])
+        gradients.reached[:, len(leaves) :] = reach[:, reach.any(dim=0)]
+        weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
+        gradients.scale_(torch.where(step.present, weights, 0.0))
+        gram = sum_over_ranks(gradients.gram(step.present))
+        coefficients = self.balancer.combine(weights * step.global_losses, step.present, gram)
+        coefficients = from_first_rank(coefficients)
+        update = gradients.combine(coefficients, step.present, scale_heads=self.balancer.scale_heads)
+        for parameter, value in zip(heads, update[len(leaves) :], strict=True):
+            if value is not None:
+                parameter.grad = value if parameter.grad is None else parameter.grad + value
+        pairs = [
+            (root, gradient)
+            for root, gradient in zip(self.features.roots, update[: len(leaves)], strict=True)
+            if root.requires_grad and gradient is not None
+        ]
+        if pairs:
+            torch.autograd.backward([root for root, _ in pairs], [gradient for _, gradient in pairs])
+        self.features.clear()
+        self.coefficients = torch.where(step.present, coefficients.double(), torch.nan)
+
+    def finish(self) -> NonFinite | None:
+        """Sum the gradients over ranks."""
+        sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        return None
+
+
+class ReusedSource:
+    """One backward on the weighted sum, with coefficients from elsewhere; a task's own parameters are scaled or not.
+
+    Args:
+        balancer: weighs the losses and says whether heads are scaled.
+        parameters: n trainable parameters.
+        bucket_mb: largest message between ranks, MiB.
+
+    Attributes:
+        coefficients: (T,) to use; a task for which there is none (NaN) takes the mean of the others.
+    """
+
+    def __init__(self, balancer: Balancer, parameters: Sequence[Tensor], *, bucket_mb: float) -> None:
+        self.balancer = balancer
+        self.parameters = list(parameters)
+        self.bucket_mb = bucket_mb
+        self.coefficients: Tensor | None = None
+        self._reach: dict[tuple[bool, ...], Tensor] = {}
+
+    def micro_step(self, step: MicroStep) -> None:
+        """Backward."""
+        assert self.coefficients is not None
+        weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
+        self.backward(step, weights, self.coefficients)
+
+    def backward(self, step: MicroStep, weights: Tensor, coefficients: Tensor) -> None:
+        """Backward with (T,) loss weights and (T,) coefficients."""
+        known = torch.where(coefficients.isnan(), coefficients.nanmean(), coefficients)
+        scaled = step.weighted_sum(weights * known)
+        own = [] if self.balancer.scale_heads else self._own_parameters(step)
+        if scaled is None:
+            return
+        if not own:
+            scaled.backward()
+            return
+        plain = step.weighted_sum(weights)
+        assert plain is not None
+        gradients = torch.autograd.grad(plain, own, retain_graph=True, allow_unused=True)
+        numbers = {id(parameter) for parameter in own}
+        scaled.backward(inputs=[p for p in self.parameters if id(p) not in numbers])
+        for parameter, value in zip(own, gradients, strict=True):
+            if value is not None:
+                parameter.grad = value if parameter.grad is None else parameter.grad + value
+
+    def _own_parameters(self, step: MicroStep) -> list[Tensor]:
+        key = tuple(step.present.tolist())
+        if key not in self._reach:  # the same on all ranks, so all of them walk and agree
+            reach = find_reach(step.losses, step.losses.task_names, self.parameters)
+            self._reach[key] = any_over_ranks(reach)
+        counts = self._reach[key][step.present].sum(dim=0).tolist()
+        return [parameter for parameter, count in zip(self.parameters, counts, strict=True) if count == 1]
+
+    def finish(self) -> NonFinite | None:
+        """Sum the gradients over ranks."""
+        sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        return None
+
+
+class LastLayerSource(ReusedSource):
+    """Conflicts measured on the last shared layer's parameters, then one backward with the coefficients.
+
+    *Source*: the layer on which GradNorm (Chen et al. 2018) and IMTL-G's cheap form take gradients. Coefficients are
+    those of each micro-batch.
+
+    Args:
+        balancer: its `combine` gets the Gram matrix.
+        parameters: n trainable parameters.
+        last_layer: parameters of the last layer that tasks share.
+        bucket_mb: largest message between ranks, MiB.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        parameters: Sequence[Tensor],
+        last_layer: Sequence[Tensor],
+        *,
+        bucket_mb: float,
+    ) -> None:
+        super().__init__(balancer, parameters, bucket_mb=bucket_mb)
+        self.last_layer = list(last_layer)
+
+    def micro_step(self, step: MicroStep) -> None:
+        """T gradients of one layer, then a backward."""
+        gradients = TaskGradients(self.last_layer, len(step.present), num_features=len(self.last_layer))
+        for task in step.losses:
+            add_gradient(gradients, step, task, retain_graph=True)
+        gradients.rows = sum_over_ranks(gradients.rows)
+        weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
+        gradients.scale_(torch.where(step.present, weights, 0.0))
+        gram = gradients.gram(step.present)
+        coefficients = self.balancer.combine(weights * step.global_losses, step.present, gram)
+        coefficients = from_first_rank(coefficients)
+        self.coefficients = torch.where(step.present, coefficients.double(), torch.nan)
+        self.backward(step, weights, self.coefficients)
+
+
+def add_gradient(gradients: TaskGradients, step: MicroStep, task: str, *, retain_graph: bool) -> None:
+    """Add a local task's gradient to its row.
+
+    Raises:
+        ValueError: the loss has no graph.
+    """
+    share = step.local_share(task)
+    if share.grad_fn is None:
+        raise ValueError(
+            f"the loss of task {task!r} is not connected to any parameter, so it has no gradient. Compute it from the "
+            "model's outputs without detach(), or leave the task out of the loss dict"
+        )
+    gradients.add(step.losses.task_names.index(task), share, retain_graph=retain_graph)
