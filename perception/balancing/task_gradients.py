@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # columns per float32 product; partial Gram matrices are added in float64
+_CHUNK = 1 << 13  # columns per float32 product; the partial Gram matrices are added in float64
 
 
 class TaskGradients:
@@ -73,9 +73,14 @@ class TaskGradients:
         """
         total = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64, device=self.rows.device)
         for start, end in self._runs(self.shared(present)):
-            for left in range(start, end, _CHUNK):
-                block = self.rows[:, left : min(left + _CHUNK, end)]
-                total += (block @ block.T).double()
+            whole = start + (end - start) // _CHUNK * _CHUNK
+            if whole > start:
+                blocks = (
+                    self.rows[:, start:whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
+                )  # (chunks, T, _CHUNK)
+                total += (blocks @ blocks.mT).double().sum(dim=0)
+            rest = self.rows[:, whole:end].double()
+            total += rest @ rest.T
         mask = present.to(total.device)
         return (total * mask[:, None] * mask).cpu()
 
