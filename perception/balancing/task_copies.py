@@ -61,7 +61,7 @@ class TaskCopies(nn.ModuleDict):
 def use_task(model: nn.Module, task: str) -> Iterator[None]:
     """Run the forwards inside for one task; afterwards the former choice holds again.
 
-    One walk over the modules, about 0.1 ms for a ResNet. Two threads can't use one model at the same time: the second
+    It costs one walk over the modules, both ways. Two threads can't use one model at the same time: the second
     gets an error, never the other's task. Activation checkpointing repeats forwards in the backward, so there the
     backward belongs inside as well.
 
@@ -79,26 +79,27 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
         ...     layer.task
         'seg'
     """
-    copies = task_copies(model)
+    copies = _find(model)
     if not copies:
         raise ValueError(
             f"use_task({task!r}): {type(model).__name__} has no layer with one copy per task. Convert it first, with "
             "convert_task_norms or split_layers"
         )
-    for name, layer in copies.items():
+    for layer in copies:
         if task not in layer:
             raise ValueError(
-                f"use_task({task!r}): layer {name!r} has copies for {list(layer.tasks)} only. Name one of these"
+                f"use_task({task!r}): a layer of {type(model).__name__} has copies for {list(layer.tasks)} only. Name "
+                "one of these"
             )
     thread = threading.get_ident()
     with _choosing:
-        if any(layer._thread not in (None, thread) for layer in copies.values()):
+        if any(layer._thread not in (None, thread) for layer in copies):
             raise RuntimeError(
                 f"use_task({task!r}): another thread is running this {type(model).__name__} for a task. Give each "
                 "thread a model of its own"
             )
-        before = [(layer, layer.task, layer._thread) for layer in copies.values()]
-        for layer in copies.values():
+        before = [(layer, layer.task, layer._thread) for layer in copies]
+        for layer in copies:
             layer.task, layer._thread = task, thread
     try:
         yield
@@ -110,6 +111,20 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
 def task_copies(model: nn.Module) -> dict[str, TaskCopies]:
     """Name → layer of all layers in `model` that have one copy per task."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TaskCopies)}
+
+
+def _find(model: nn.Module) -> list[TaskCopies]:
+    # As `model.modules()`, but several times faster, without its nested generators.
+    found, seen, stack = [], set(), [model]
+    while stack:
+        module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, TaskCopies):
+            found.append(module)
+        stack.extend(child for child in module._modules.values() if child is not None)
+    return found
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
