@@ -162,7 +162,7 @@ class ConnectionStrength(MultiTaskBalancer):
         """
         if not 1 <= epoch <= self.num_epochs:
             raise ValueError(
-                f"epoch must be in 1..{self.num_epochs}, the run's epochs that setup learned, counted from 1; got {epoch}"
+                f"epoch must be in 1..{self.num_epochs}, as setup learned, counted from 1; got {epoch}"
             )
         if epoch != self.epoch:
             draw = float(torch.rand((), generator=self.phase_generator, dtype=torch.float64))
