@@ -110,6 +110,7 @@ class ConnectionStrength(MultiTaskBalancer):
     def begin_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 1, and draw its phase."""
         super().begin_epoch(epoch)
+        self._record = {}
         self.draw_phase(epoch)
 
     def prepare(self, model: nn.Module) -> nn.Module:

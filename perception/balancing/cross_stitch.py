@@ -16,8 +16,8 @@ class CrossStitchUnit(nn.Module):
     """Learned linear mixture of the tasks' feature maps.
 
     *Source*: Misra et al., Cross-stitch Networks for Multi-task Learning (CVPR 2016), Eq. 1:
-    x̃_A = α_AA x_A + α_AB x_B at each position, one α for a whole map or one per channel; §5.1 starts from convex
-    mixtures with most of the weight on the own task and finds a higher learning rate for α helpful (in a config:
+    x̃_A = α_AA x_A + α_AB x_B at each position, one α for a whole map or one per channel. Its ablations start from
+    convex mixtures with most of the weight on the own task and favour a higher learning rate for α (in a config:
     `paramwise_cfg=dict(custom_keys={"stitch": dict(lr_mult=100.0)})`). *Extension*: any number of tasks, the rest of
     the weight shared evenly among the others.
 
@@ -32,7 +32,7 @@ class CrossStitchUnit(nn.Module):
     Example:
         >>> unit = CrossStitchUnit(tasks=("det", "seg"), own=0.75)
         >>> mixed = unit({"det": torch.ones(1, 2, 1, 1), "seg": torch.zeros(1, 2, 1, 1)})
-        >>> float(mixed["det"].mean()), float(mixed["seg"].mean())
+        >>> mixed["det"].mean().item(), mixed["seg"].mean().item()
         (0.75, 0.25)
     """
 
@@ -74,7 +74,7 @@ class CrossStitchUnit(nn.Module):
 class CrossStitchTrunk(nn.Module):
     """One copy of a trunk per task, run stage by stage with a `CrossStitchUnit` after each.
 
-    *Source*: as `CrossStitchUnit`, Fig. 4; there the copies start from single-task networks: load each task's weights
+    *Source*: as `CrossStitchUnit`; there the copies start from single-task networks: load each task's weights
     into `stages.<task>`. *Config*: `CrossStitchTrunk(stages=..., tasks=("det", "seg"))` in place of a model's trunk,
     the model's heads reading their own task's map.
 
