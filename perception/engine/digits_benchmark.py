@@ -1,0 +1,261 @@
+"""Every balancing method on overlaid digits, over seeds, against single-task runs: one table and one JSON file."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from perception.balancing import balancer_names
+from perception.balancing.build import Spec
+from perception.engine.digits_training import (
+    LOWER_IS_BETTER,
+    METRICS,
+    TASKS,
+    DigitsNet,
+    DigitsSettings,
+    make_wrapper,
+    train_digits,
+)
+from perception.engine.run_folder import describe_environment, to_plain
+from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
+from perception.evaluation import acc_mtl, delta_m
+from perception.utils import Progress, did_you_mean, read_json, write_bytes_atomic, write_json_atomic
+
+RESULT_FILE = "digits.json"
+TABLE_FILE = "digits.md"
+
+# The schedules of wPCGrad name two tasks and 24 epochs: here the two digits, stretched over the run.
+_DIGITS_SCHEDULE = {"name": "static", "tasks": ("left", "right"), "stretch": True}
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "constant": {"weights": {"left": 1.0, "right": 1.0, "recon": 10.0}},
+    "wpcgrad-seg-vel": {"priority": {**_DIGITS_SCHEDULE, "schedule": "seg_to_vel"}},
+    "wpcgrad-vel-seg": {"priority": {**_DIGITS_SCHEDULE, "schedule": "vel_to_seg"}},
+}
+_NEEDS_POTENTIALS = ("achievement", "amtl")
+
+
+def digits_spec(name: str, potentials: Mapping[str, float]) -> Spec:
+    """A method with what it needs to know of the three tasks.
+
+    Args:
+        name: of `balancer_names()`.
+        potentials: task → validation score of its single-task runs.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> digits_spec("pcgrad", {})
+        'pcgrad'
+    """
+    if name not in balancer_names():
+        raise ValueError(
+            f"unknown balancer {name!r}.{did_you_mean(name, balancer_names())} Known: {', '.join(balancer_names())}"
+        )
+    if any(part in _NEEDS_POTENTIALS for part in name.split("+")):
+        return {"name": name, "potentials": dict(potentials), "lower_is_better": ("recon",)}
+    return {"name": name, **_ARGUMENTS[name]} if name in _ARGUMENTS else name
+
+
+def check_digits_methods(names: Iterable[str], settings: DigitsSettings) -> dict[str, str]:
+    """Build and prepare each method without training.
+
+    Returns:
+        Method → why it cannot run here.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    problems = {}
+    for name in names:
+        spec = digits_spec(name, dict.fromkeys(TASKS, 0.5))
+        try:
+            wrapper = make_wrapper(DigitsNet(width=settings.width), spec, settings)
+        except (ValueError, TypeError) as error:
+            problems[name] = str(error)
+            continue
+        if getattr(wrapper.balancer, "needs_task_forwards", False):
+            problems[name] = (
+                "it needs a forward per task, which a runner's training loop has and this one has not"
+            )
+    return problems
+
+
+def run_digits_benchmark(
+    methods: Sequence[str] | None = None,
+    *,
+    num_seeds: int = 3,
+    out: str | Path,
+    settings: DigitsSettings | None = None,
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run single tasks, then methods; a finished run is read from its file, a failed one is tried again.
+
+    Args:
+        methods: names of `balancer_names()`; None: all of them that can run here.
+        num_seeds: seeds 0, 1, …
+        out: folder of `digits.json`, `digits.md` and `runs/`.
+        settings: of all runs.
+        command: recorded.
+        say: gets one line per finished run.
+
+    Returns:
+        What `digits.json` holds.
+
+    Raises:
+        ValueError: an unknown name, a method that cannot run here though it was asked for, no seed, or runs of other
+            settings in `out`.
+    """
+    settings = settings or DigitsSettings()
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds is {num_seeds}; allowed: 1 or more")
+    names = list(dict.fromkeys(balancer_names() if methods is None else methods))
+    left_out = check_digits_methods(names, settings)
+    if left_out and methods is not None:
+        raise ValueError("; ".join(f"{name!r} cannot run here: {why}" for name, why in left_out.items()))
+    names = [name for name in names if name not in left_out]
+    runs = _Runs(Path(out), settings, num_seeds, total=(len(TASKS) + len(names)) * num_seeds, say=say)
+    singles = {task: runs.all_seeds(f"single-{task}", "sum", (task,)) for task in TASKS}
+    if not all(singles.values()):
+        raise RuntimeError(f"a single-task run failed: {runs.failed}; there is nothing to compare with")
+    potentials = {
+        task: fmean(run["val_metrics"][METRICS[task]] for run in singles[task].values()) for task in TASKS
+    }
+    finished = {name: runs.all_seeds(name, digits_spec(name, potentials), TASKS) for name in names}
+    runs.progress.close()
+    result = {
+        "command": command,
+        "hardware": describe_environment(),
+        "settings": asdict(settings),
+        "seeds": list(range(num_seeds)),
+        "single": {task: _describe(singles[task]) for task in TASKS},
+        "methods": {name: _score(found, singles) for name, found in finished.items() if found},
+        "left_out": left_out,
+        "failed": runs.failed,
+        "cpu_seconds": round(runs.cpu_seconds, 1),
+    }
+    result = to_plain(result)
+    write_json_atomic(Path(out) / RESULT_FILE, result)
+    write_bytes_atomic(Path(out) / TABLE_FILE, digits_table(result).encode())
+    return result
+
+
+class _Runs:
+    def __init__(
+        self, out: Path, settings: DigitsSettings, num_seeds: int, *, total: int, say: Callable[[str], None]
+    ) -> None:
+        self.folder = out / "runs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.settings, self.num_seeds, self.say = settings, num_seeds, say
+        self.failed: dict[str, str] = {}
+        self.cpu_seconds = 0.0
+        self.progress = Progress("Digits", total=total, unit="runs")
+
+    def all_seeds(self, name: str, spec: Spec, tasks: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """Seed → finished run."""
+        results = {}
+        for seed in range(self.num_seeds):
+            found = self._run(name, spec, tasks, seed)
+            if found is not None:
+                self.cpu_seconds += found["cpu_seconds"]
+                results[seed] = found
+            self.progress.advance()
+        return results
+
+    def _run(self, name: str, spec: Spec, tasks: Sequence[str], seed: int) -> dict[str, Any] | None:
+        path = self.folder / f"{name}.seed{seed}.json"
+        asked = to_plain({"spec": spec, "settings": asdict(self.settings)})
+        if path.is_file():
+            found = read_json(path)
+            if {key: found.get(key) for key in asked} == asked:
+                return found
+            raise ValueError(
+                f"{path} is of a run with other settings or single-task scores. Choose another --out, or delete it"
+            )
+        try:
+            result = train_digits(spec, seed=seed, settings=self.settings, tasks=tasks)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.failed[f"{name}.seed{seed}"] = f"{type(error).__name__}: {error}"
+            self.say(f"{name} seed {seed} FAILED: {error}")
+            return None
+        found = to_plain({"name": name, "seed": seed, **asked, **asdict(result)})
+        write_json_atomic(path, found)
+        numbers = "  ".join(f"{key} {value:.4f}" for key, value in result.metrics.items())
+        self.say(f"{name} seed {seed}: {numbers}  ({result.cpu_seconds:.1f} s CPU)")
+        return found
+
+
+def _by_task(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    return {task: {METRICS[task]: metrics[METRICS[task]]} for task in TASKS}
+
+
+def _describe(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    means = metrics_over_seeds([run["metrics"] for run in runs.values()])
+    return {
+        "seeds": list(runs),
+        "metrics": {name: mean.as_json() for name, mean in means.items()},
+        "cpu_seconds": over_seeds(run["cpu_seconds"] for run in runs.values()).as_json(),
+        "runs": {str(seed): run["metrics"] for seed, run in runs.items()},
+    }
+
+
+def _score(
+    runs: Mapping[int, Mapping[str, Any]], singles: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    baseline = {
+        task: {METRICS[task]: fmean(run["metrics"][METRICS[task]] for run in singles[task].values())}
+        for task in TASKS
+    }
+    drops = [
+        delta_m(_by_task(run["metrics"]), baseline, lower_is_better=LOWER_IS_BETTER) for run in runs.values()
+    ]
+    accuracies = [acc_mtl(_by_task(run["metrics"]), lower_is_better=LOWER_IS_BETTER) for run in runs.values()]
+    shares = [run["conflict_share"] for run in runs.values() if run["conflict_share"] is not None]
+    return {
+        **_describe(runs),
+        "delta_m_drop": over_seeds(drops).as_json(),
+        "delta_m_gain": over_seeds(-drop for drop in drops).as_json(),
+        "acc_mtl": over_seeds(accuracies).as_json(),
+        "conflict_share": over_seeds(shares).as_json() if shares else None,
+    }
+
+
+def digits_table(result: Mapping[str, Any]) -> str:
+    """The Markdown page of a result, best Δm first."""
+    columns = list(METRICS.values())
+    single = {name: row["metrics"][name] for row in result["single"].values() for name in row["metrics"]}
+    rows = [["single-task", *(_text(single[name]) for name in columns), "", "", "", ""]]
+    ranked = sorted(result["methods"].items(), key=lambda item: item[1]["delta_m_drop"]["mean"])
+    for name, row in ranked:
+        cells = [_text(row["metrics"][column]) for column in columns]
+        cells += [
+            _text(row["delta_m_drop"], 2, 100.0),
+            _text(row["acc_mtl"]),
+            _text(row["conflict_share"], 3),
+        ]
+        rows.append([name, *cells, _text(row["cpu_seconds"], 1)])
+    header = ["method", *columns, "Δm % (drop)", "Acc_MTL", "conflict share", "CPU s"]
+    text = (
+        f"Overlaid digits, test split; mean ± standard error over {len(result['seeds'])} seeds. Δm as MCLGS prints it:"
+        " below 0 is better than the single-task runs; the gain convention is its negative. Its error leaves out that"
+        f" of the single-task means. {result['cpu_seconds']:.0f} s CPU in all.\n\n{markdown_table(header, rows)}\n"
+    )
+    for title in ("left_out", "failed"):
+        for name, why in result[title].items():
+            text += f"\n{title.replace('_', ' ')}: {name}: {why}\n"
+    return text
+
+
+def _text(number: Mapping[str, Any] | None, decimals: int = 4, scale: float = 1.0) -> str:
+    if number is None:
+        return ""
+    return SeedMean(number["mean"], number["standard_error"], number["num_seeds"]).text(decimals, scale)
+
+
+def use_one_thread() -> None:
+    """Networks this small are slower on several threads."""
+    torch.set_num_threads(1)

@@ -1,0 +1,111 @@
+"""The digits benchmark: its data, one run, and the whole with two methods."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from perception.engine.digits_benchmark import TABLE_FILE, check_digits_methods, run_digits_benchmark
+from perception.engine.digits_data import load_digit_pairs
+from perception.engine.digits_training import DigitsNet, DigitsSettings, train_digits
+
+pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+
+TINY = DigitsSettings(epochs=2, num_train=128, num_eval=64, width=8)
+
+
+def test_pairs_are_real_seeded_and_disjoint() -> None:
+    pairs, again = load_digit_pairs("train", 200), load_digit_pairs("train", 200)
+    torch.testing.assert_close(pairs.images, again.images, rtol=0, atol=0)
+    assert pairs.images.shape == (200, 1, 12, 12)
+    assert pairs.images.min() == 0
+    assert pairs.images.max() == 1
+    assert set(pairs.left.tolist()) == set(pairs.right.tolist()) == set(range(10))
+    # Outside the overlap a canvas shows its left digit alone.
+    train, test = (
+        {tuple(image[0, :8, :4].flatten().tolist()) for image in load_digit_pairs(split, 600).images}
+        for split in ("train", "test")
+    )
+    assert len(train) > 300
+    assert not train & test
+
+
+def test_a_run_learns_and_is_seeded() -> None:
+    few, many = (
+        train_digits("sum", seed=0, settings=DigitsSettings(epochs=epochs, num_train=640))
+        for epochs in (1, 6)
+    )
+    assert many.metrics["accuracy_left"] > max(0.5, few.metrics["accuracy_left"])
+    assert many.metrics["mse_recon"] < few.metrics["mse_recon"]
+    again = train_digits("sum", seed=0, settings=DigitsSettings(epochs=1, num_train=640))
+    assert again.metrics == few.metrics
+    other = train_digits("sum", seed=1, settings=DigitsSettings(epochs=1, num_train=640))
+    assert other.metrics != few.metrics
+
+
+def test_single_task_runs_train_one_head() -> None:
+    result = train_digits("sum", seed=0, settings=TINY, tasks=("right",))
+    assert set(result.metrics) == {"accuracy_right"}
+    assert result.conflict_share is None
+
+
+def test_the_benchmark_is_resumed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    names = ["pcgrad", "amtl"]
+    result = run_digits_benchmark(names, num_seeds=2, out=tmp_path, settings=TINY, say=lines.append)
+    assert len(lines) == 10
+    assert set(result["methods"]) == set(names)
+    assert 0 <= result["methods"]["pcgrad"]["conflict_share"]["mean"] <= 1
+    assert result["methods"]["amtl"]["conflict_share"] is None
+    row = result["methods"]["pcgrad"]
+    assert row["delta_m_drop"]["mean"] == pytest.approx(-row["delta_m_gain"]["mean"])
+    # By hand: the mean over tasks of the relative drops of the seeds' means.
+    single = [
+        result["single"][task]["metrics"][name]["mean"]
+        for task, name in zip(("left", "right", "recon"), row["metrics"], strict=True)
+    ]
+    found = [mean["mean"] for mean in row["metrics"].values()]
+    drops = [sign * (a - b) / b for sign, a, b in zip((-1, -1, 1), found, single, strict=True)]
+    assert row["delta_m_drop"]["mean"] == pytest.approx(sum(drops) / 3)
+    assert json.loads((tmp_path / "digits.json").read_text()) == result
+    assert "| pcgrad |" in (tmp_path / TABLE_FILE).read_text()
+
+    lines.clear()
+    again = run_digits_benchmark(names, num_seeds=2, out=tmp_path, settings=TINY, say=lines.append)
+    assert lines == []
+    assert again["methods"] == result["methods"]
+    with pytest.raises(ValueError, match="other settings"):
+        run_digits_benchmark(names, out=tmp_path, settings=DigitsSettings(epochs=1), say=lines.append)
+
+
+def test_every_method_is_checked_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Did you mean 'pcgrad'"):
+        run_digits_benchmark(["sum", "pcgard"], out=tmp_path, settings=TINY)
+    assert not list(tmp_path.iterdir())
+    assert check_digits_methods(["sum", "wpcgrad-seg-vel", "constant", "achievement+cagrad"], TINY) == {}
+
+
+def test_a_failed_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from perception.engine import digits_benchmark
+
+    def train(spec, **options):  # noqa: ANN001, ANN003, ANN202
+        if spec == "mgda":
+            raise FloatingPointError("nan")
+        return train_digits(spec, **options)
+
+    monkeypatch.setattr(digits_benchmark, "train_digits", train)
+    result = run_digits_benchmark(
+        ["mgda", "rlw"], num_seeds=1, out=tmp_path, settings=TINY, say=lambda _: None
+    )
+    assert set(result["methods"]) == {"rlw"}
+    assert result["failed"] == {"mgda.seed0": "FloatingPointError: nan"}
+
+
+def test_the_width_of_the_code_is_shared() -> None:
+    net = DigitsNet(width=8)
+    losses = net.losses(load_digit_pairs("train", 4))
+    assert tuple(losses) == net.task_names
+    for loss in losses.values():
+        gradient = torch.autograd.grad(loss, next(net.trunk.parameters()), retain_graph=True)[0]
+        assert gradient.abs().sum() > 0
