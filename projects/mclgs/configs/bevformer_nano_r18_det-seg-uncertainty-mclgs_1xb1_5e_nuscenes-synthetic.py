@@ -1,0 +1,18 @@
+"""BEVFormer nano, balanced by uncertainty weights, then MCLGS, on the synthetic world.
+
+Source: MCLGS (Igarashi and Yoneji 2022), Table 3, uncert.; a_0 and r_t of its BDD100K runs.
+Hardware: 2 CPU cores, no GPU.
+Expected time: not measured; one backward through the trunk per task.
+Expected NDS / mIoU: not run.
+Command: perception train bevformer_nano_det-seg-uncertainty-mclgs
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ....configs._base_.datasets.nuscenes_synthetic import *
+    from ....configs._base_.models.bevformer_nano import *
+    from ....configs._base_.runtime import *
+    from ....configs._base_.schedules.adamw_nano import *
+
+optim_wrapper.update(balancer=dict(name="uncertainty+mclgs", pacing=dict(name="ratio", initial=120.0, ratio=2.0)))
