@@ -11,6 +11,7 @@ from perception.cli import (
     bench,
     browse,
     check,
+    compare,
     config,
     data,
     doctor,
@@ -22,7 +23,7 @@ from perception.cli import (
     visualize,
 )
 
-_VERBS = (train, test, predict, data, browse, check, doctor, config, visualize, report, bench)
+_VERBS = (train, test, predict, compare, data, browse, check, doctor, config, visualize, report, bench)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ VERBS = (
     "train",
     "test",
     "predict",
+    "compare",
     "data",
     "browse",
     "check",

@@ -1,0 +1,262 @@
+"""Which runs a comparison has, and everything that can be known to be wrong with them before the first one."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmengine.config import Config
+
+from perception.balancing import build_balancer
+from perception.balancing.build import Spec
+from perception.config import ConfigError
+from perception.config.load import copy_plain
+from perception.engine.balanced_backward import BalancedBackward
+from perception.engine.compare_scores import LOWER_IS_BETTER
+from perception.engine.run_folder import CONFIG_FILE, hash_config
+from perception.engine.runner import PerceptionRunner
+from perception.registry import MODELS
+from perception.utils import did_you_mean, read_json
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_RESERVED = "single-"
+_NEED_POTENTIALS = {"achievement", "amtl"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedRun:
+    """One training.
+
+    Attributes:
+        group: label of its balancer, or `single-<task>`.
+        seed: of the run.
+        cfg: the whole config, `work_dir` included.
+        num_steps: after which it is finished.
+    """
+
+    group: str
+    seed: int
+    cfg: Config
+    num_steps: int
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.cfg.work_dir)
+
+
+def read_balancers(names: Sequence[str], path: str | Path | None = None) -> dict[str, Spec]:
+    """Label → balancer, of names and of a JSON file `{"label": name or {"name": ..., arguments}}`.
+
+    Raises:
+        ConfigError: no balancer, a label twice or unfit for a folder, or a file that is no such JSON.
+
+    Example:
+        >>> read_balancers(["sum", "pcgrad"])
+        {'sum': 'sum', 'pcgrad': 'pcgrad'}
+    """
+    pairs: list[tuple[str, Spec]] = [(name, name) for name in names]
+    if path is not None:
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the balancers' file {path} cannot be read as JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(
+                f"the balancers' file {path} holds {type(content).__name__}; allowed: an object of labels, e.g. "
+                '{"cagrad-0.2": {"name": "cagrad", "c": 0.2}}'
+            )
+        pairs += content.items()
+    found: dict[str, Spec] = {}
+    for label, spec in pairs:
+        if not _LABEL.fullmatch(label) or label.startswith(_RESERVED):
+            raise ConfigError(
+                f"the balancer's label {label!r} cannot be a folder's name; use letters, digits and . _ + -, and do "
+                f"not begin with {_RESERVED!r}"
+            )
+        if label in found:
+            raise ConfigError(
+                f"the balancer {label!r} is given twice; give one of them another label in the file"
+            )
+        found[label] = spec
+    if not found:
+        raise ConfigError(
+            "there is no balancer to compare; give --balancers sum,pcgrad,... or --balancers-file"
+        )
+    return found
+
+
+def plan_runs(
+    cfg: Config,
+    balancers: Mapping[str, Spec],
+    *,
+    num_seeds: int,
+    work_dir: str | Path,
+    singles: Mapping[str, Config] | None = None,
+    single_metrics: Mapping[str, float] | None = None,
+) -> list[PlannedRun]:
+    """Make and check every run: single tasks first, then all balancers by seed, so that each seed completes a table.
+
+    Models and training sets are built once per config; nothing is written.
+
+    Args:
+        cfg: the multi-task config; not changed.
+        balancers: label → balancer; each takes the place of the config's own.
+        num_seeds: seeds 0, 1, …
+        work_dir: run folders are `<work_dir>/<label>/seed<k>`.
+        singles: task → config of its single-task model.
+        single_metrics: metric → mean over finished single-task runs. A balancer that needs potentials and is given
+            none takes them from here, by the model's `kpi_metrics`.
+
+    Raises:
+        ConfigError: an unknown name or argument, a balancer that does not fit the model's tasks, a config without an
+            evaluation at its end, or a run folder that holds a run of another config. All problems at once.
+    """
+    problems: list[str] = []
+    runs = []
+    root = Path(work_dir)
+    groups: list[tuple[str, Config, Mapping[str, Spec | None]]] = [
+        (f"single {task}", single, {f"{_RESERVED}{task}": None}) for task, single in (singles or {}).items()
+    ]
+    groups.append(("the config", cfg, balancers))
+    for what, base, specs in groups:
+        setting = _measure(base, what, problems)
+        if setting is None:
+            continue
+        for label, given in specs.items():
+            spec = None if given is None else fill_potentials(given, setting["model"], single_metrics or {})
+            wrapper = _with_balancer(base, spec, label, setting, problems)
+            runs += [
+                PlannedRun(
+                    group=label,
+                    seed=seed,
+                    num_steps=setting["num_steps"],
+                    cfg=_changed(base, root / label / f"seed{seed}", seed, wrapper),
+                )
+                for seed in range(num_seeds)
+            ]
+    runs.sort(
+        key=lambda run: (not run.group.startswith(_RESERVED), run.seed)
+    )  # stable: labels keep their order
+    for run in runs:
+        written = run.folder / CONFIG_FILE
+        if written.is_file() and hash_config(read_json(written)) != hash_config(run.cfg.to_dict()):
+            problems.append(f"{run.folder} holds a run of another config; choose another --work-dir")
+    if problems:
+        raise ConfigError("the comparison cannot start:", problems=problems)
+    return runs
+
+
+def fill_potentials(spec: Spec, model: Any, metrics: Mapping[str, float]) -> Spec:
+    """A balancer by achievement with the potentials that single-task runs reached, if it names none itself.
+
+    Args:
+        spec: any balancer.
+        model: has `kpi_metrics`: task → metrics whose mean is its score.
+        metrics: of the single-task runs.
+
+    Returns:
+        The balancer as it was, where it needs no potentials, has some, or a metric is missing.
+    """
+    arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
+    parts = set(str(arguments.get("name")).split("+"))
+    kpis: Mapping[str, Sequence[str]] = getattr(model, "kpi_metrics", {})
+    wanted = {name for names in kpis.values() for name in names}
+    is_given = any(key in arguments for key in ("potentials", "achievement"))
+    if not parts & _NEED_POTENTIALS or is_given or not kpis or not wanted <= set(metrics):
+        return spec
+    return {
+        **arguments,
+        "potentials": {task: fmean(metrics[name] for name in names) for task, names in kpis.items()},
+        "lower_is_better": [task for task, names in kpis.items() if set(names) <= set(LOWER_IS_BETTER)],
+    }
+
+
+def _measure(cfg: Config, what: str, problems: list[str]) -> dict[str, Any] | None:
+    """What a balancer is told of a run; None where the config cannot be compared."""
+    train_cfg = cfg.get("train_cfg") or {}
+    if cfg.get("train_dataloader") is None:
+        problems.append(f"{what} has no train_dataloader")
+        return None
+    if cfg.get("val_dataloader") is None or train_cfg.get("val_interval") == 0:
+        problems.append(
+            f"{what} has no evaluation at its end; give val_dataloader, and not train_cfg.val_interval=0"
+        )
+        return None
+    length = len(PerceptionRunner.build_dataloader(cfg.train_dataloader))
+    model = MODELS.build(cfg.model)
+    is_by_epoch = train_cfg.get("by_epoch", True)
+    num_steps = train_cfg["max_epochs"] * length if is_by_epoch else train_cfg["max_iters"]
+    return {"model": model, "num_steps": num_steps, "max_epochs": -(-num_steps // max(length, 1))}
+
+
+def _with_balancer(
+    cfg: Config, spec: Spec | None, label: str, setting: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """The optimiser wrapper's config with a balancer; None keeps the config's own."""
+    wrapper = copy_plain(cfg._cfg_dict)["optim_wrapper"]
+    if spec is None:
+        return wrapper
+    wrapper["balancer"] = spec
+    try:
+        balancer = build_balancer(spec)
+        if not (balancer.needs_gram or balancer.needs_gradients):  # it would refuse what it has no use for
+            wrapper.pop("gradient_source", None)
+            wrapper.pop("interval", None)
+        balanced = BalancedBackward(
+            balancer=balancer,
+            gradient_source=wrapper.get("gradient_source", "parameters"),
+            interval=wrapper.get("interval", 1),
+            gram_interval=(wrapper.get("watch") or {}).get("gram_interval", 0),
+            bucket_mb=wrapper.get("bucket_mb", 25.0),
+        )
+        steps = -(-setting["num_steps"] // wrapper.get("accumulative_counts", 1))
+        model = setting["model"]
+        names = getattr(model, "task_names", ())
+        balanced.prepare(model, names, max_epochs=setting["max_epochs"], total_steps=steps, seed=0)
+    except (ValueError, TypeError) as error:
+        problems.append(f"balancer {label!r}: {error}")
+    return wrapper
+
+
+def _changed(cfg: Config, folder: Path, seed: int, wrapper: dict[str, Any]) -> Config:
+    randomness = {**(cfg.get("randomness") or {}), "seed": seed}
+    changes = {"work_dir": str(folder), "randomness": randomness, "optim_wrapper": wrapper}
+    return Config({**copy_plain(cfg._cfg_dict), **changes}, format_python_code=False)
+
+
+def read_scores(text: str) -> dict[str, tuple[str, ...]]:
+    """Task → metrics, of `det=NDS+mAP,seg=mIoU`.
+
+    Raises:
+        ConfigError: another form, or a task twice.
+
+    Example:
+        >>> read_scores("det=NDS+mAP,seg=mIoU")
+        {'det': ('NDS', 'mAP'), 'seg': ('mIoU',)}
+    """
+    return {task: tuple(value.split("+")) for task, value in read_pairs(text, "--scores").items()}
+
+
+def read_pairs(text: str, option: str, allowed: Sequence[str] | None = None) -> dict[str, str]:
+    """`a=x,b=y` as a dict.
+
+    Raises:
+        ConfigError: another form, a name twice, or one that is not allowed.
+    """
+    pairs: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not name or not value or name in pairs:
+            raise ConfigError(
+                f"{option} has the part {part!r}; allowed: NAME=VALUE,NAME=VALUE with each name once"
+            )
+        if allowed is not None and name not in allowed:
+            raise ConfigError(
+                f"{option} names the task {name!r}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}; "
+                "other tasks come with --scores"
+            )
+        pairs[name] = value
+    return pairs
