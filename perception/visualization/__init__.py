@@ -1,5 +1,6 @@
 """Pictures and the report, without a display: NumPy, OpenCV, Matplotlib (Agg) and Jinja only."""
 
+from perception.visualization.balance import plot_balance
 from perception.visualization.bev import BEVView, draw_bev
 from perception.visualization.boxes_on_image import draw_boxes_on_image
 from perception.visualization.canvas import save_image
@@ -18,6 +19,7 @@ __all__ = [
     "draw_boxes_on_image",
     "draw_map_on_image",
     "draw_sample",
+    "plot_balance",
     "plot_metrics",
     "save_image",
     "training_curves",

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 
 from perception.visualization.log_records import loss_series, read_log, score_series
 
-_COLOURS = ("#2f5d8a", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#5c6b73")
+TASK_COLOURS = ("#2f5d8a", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#5c6b73")
+"""Colours of curves, one per task."""
+
 _DPI = 110
 _MAX_COLUMNS = 3
 
@@ -39,7 +41,7 @@ def training_curves(log_path: str | Path, out_path: str | Path) -> Path:
         if values.min() > 0 and values.max() > 20 * values.min():
             axes.set_yscale("log")
         _finish(axes)
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def plot_metrics(log_path: str | Path, out_path: str | Path) -> Path:
@@ -59,7 +61,7 @@ def plot_metrics(log_path: str | Path, out_path: str | Path) -> Path:
     axes.legend(frameon=False, fontsize=9)
     axes.set_title("scores", loc="left", fontsize=11, fontweight="bold")
     _finish(axes)
-    return _save(figure, out_path)
+    return save_figure(figure, out_path)
 
 
 def smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
@@ -87,7 +89,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+    return [TASK_COLOURS[index % len(TASK_COLOURS)] for index in range(count)]
 
 
 def _finish(axes: Axes) -> None:
@@ -97,7 +99,8 @@ def _finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, by the path's suffix, without a display."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(str(path))

@@ -39,9 +39,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Loss curves: the total, and per task the sum of its terms.
+    """Loss curves: the total, and per task that of the record's `tasks`, or the sum of its terms where it has none.
 
-    A task is the text before the first dot of a key that names a loss ("cls.loss_focal",
+    A term's task is the text before the first dot of a key that names a loss ("cls.loss_focal",
     "cls.d0.loss_focal").
 
     Returns:
@@ -54,13 +54,15 @@ def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[fl
     """
     series: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        step = _step(record)
-        if step is None or not _is_number(record.get("loss")):
+        step = step_of(record)
+        if step is None or not is_number(record.get("loss")):
             continue
         sums = {"loss": float(record["loss"])}
-        for key, value in record.items():
+        if isinstance(record.get("tasks"), Mapping):
+            sums |= {task: float(value) for task, value in record["tasks"].items() if is_number(value)}
+        for key, value in () if "tasks" in record else record.items():
             task, dot, rest = key.partition(".")
-            if dot and "loss" in rest and _is_number(value):
+            if dot and "loss" in rest and is_number(value):
                 sums[task] = sums.get(task, 0.0) + float(value)
         for name, total in sums.items():
             series.setdefault(name, []).append((step, total))
@@ -72,17 +74,20 @@ def score_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[f
     series: dict[str, list[tuple[float, float]]] = {}
     last = 0.0
     for record in records:
-        step = _step(record)
+        step = step_of(record)
         last = last if step is None else step
+        metrics = record["metrics"] if isinstance(record.get("metrics"), Mapping) else record
         for name in SCORES:
-            if _is_number(record.get(name)):
-                series.setdefault(name, []).append((last, float(record[name])))
+            if is_number(metrics.get(name)):
+                series.setdefault(name, []).append((last, float(metrics[name])))
     return series
 
 
-def _step(record: Mapping[str, Any]) -> float | None:
-    return next((float(record[key]) for key in _STEP_KEYS if _is_number(record.get(key))), None)
+def step_of(record: Mapping[str, Any]) -> float | None:
+    """The training step of a record, None where it has none."""
+    return next((float(record[key]) for key in _STEP_KEYS if is_number(record.get(key))), None)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

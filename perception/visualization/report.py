@@ -14,7 +14,10 @@ import jinja2
 import numpy as np
 
 from perception.utils import write_bytes_atomic
+from perception.visualization.balance import plot_balance
+from perception.visualization.balance_records import BalanceRecords
 from perception.visualization.curves import plot_metrics, training_curves
+from perception.visualization.log_records import read_log
 from perception.visualization.palette import CLASS_COLOURS, MAP_COLOURS, to_hex
 from perception.visualization.run_summary import TP_ERRORS, RunSummary, number
 
@@ -55,6 +58,7 @@ def write_report(run_folder: str | Path, out_path: str | Path | None = None) -> 
 def _context(run: RunSummary) -> dict[str, Any]:
     losses = _curve(run, training_curves, "The loss curves are missing")
     scores = _curve(run, plot_metrics, "Scores over time are missing")
+    balance = _curve(run, plot_balance, "The balancing is missing") if _has_balance(run) else ""
     pictures = [(path.stem.replace("_", " "), _inline_picture(path, run.missing)) for path in run.pictures]
     class_rows, map_rows = run.class_rows(), run.map_rows()
     if run.metrics and not class_rows:
@@ -88,6 +92,7 @@ def _context(run: RunSummary) -> dict[str, Any]:
         "costs": _costs(run),
         "losses": losses,
         "scores": scores,
+        "balance": balance,
         "pictures": [(caption, data) for caption, data in pictures if data],
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "env": _rows(run.env),
@@ -153,6 +158,14 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _has_balance(run: RunSummary) -> bool:
+    log = run.folder / "log.jsonl"
+    try:
+        return log.exists() and bool(BalanceRecords.from_log(read_log(log)))
+    except ValueError:
+        return False  # the curves say what is wrong with the log
 
 
 def _curve(run: RunSummary, draw: Callable[[str | Path, str | Path], Path], lost: str) -> str:
