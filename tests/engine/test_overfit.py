@@ -33,7 +33,7 @@ def test_one_sample_is_learnt_by_heart_in_every_task(nano_options):
     history = []
     for _ in range(STEPS):
         losses, _ = model.parse_losses(model(**batch, mode="loss"))
-        history.append({task: float(loss) for task, loss in losses.items()})
+        history.append({task: float(loss.detach()) for task, loss in losses.items()})
         optimizer.zero_grad()
         losses.total().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
