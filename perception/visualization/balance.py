@@ -1,12 +1,14 @@
 """Picture of a run's balancing over training steps: conflicts, weights, norms, whatever the log holds of it."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from perception.visualization.balance_records import BalanceRecords, Series
 from perception.visualization.curves import TASK_COLOURS, save_figure, smooth
@@ -57,8 +59,11 @@ def plot_balance(log_path: str | Path, out_path: str | Path) -> Path:
         )
     rows = _rows(records)
     heights = [height for height, _ in rows]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.42 * len(rows) + 1.1), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.05, hspace=0.02)
+    figure = Figure(
+        figsize=(_WIDTH, sum(heights) + 0.42 * len(rows) + 1.1),
+        dpi=_DPI,
+        layout=ConstrainedLayoutEngine(h_pad=0.05, hspace=0.02),
+    )
     grid = figure.subplots(
         len(rows), 2, squeeze=False, width_ratios=(8, 1), height_ratios=heights, sharex="col"
     )
@@ -96,9 +101,7 @@ def _rows(records: BalanceRecords) -> list[_Row]:
     for name, row in records.rows.items():
         if name in ("weights", "coefficients") and _is_one(row):
             continue  # said in the title
-        rows.append(
-            (1.25, lambda axes, side, name=name, row=row: _draw_lines(axes, side, name, row, colours))
-        )
+        rows.append((1.25, partial(_draw_lines, name=name, row=row, colours=colours)))
     return rows
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 SCORES = ("NDS", "mAP", "mIoU")
 """Scores of an evaluation; a record that holds one of them is an evaluation's."""
@@ -88,6 +88,6 @@ def step_of(record: Mapping[str, Any]) -> float | None:
     return next((float(record[key]) for key in _STEP_KEYS if is_number(record.get(key))), None)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
