@@ -3,7 +3,8 @@
 A line has a `kind`:
 
 - `train`: step, epoch, lr, loss, losses {term: value on this rank}, tasks {task: global loss}, grad_norm, skipped,
-  data_time (s), step_time (s), memory_mb, and `non_finite` where a step was skipped;
+  balance {what the balancing method did}, data_time (s), step_time (s), memory_mb, and `non_finite` where a step was
+  skipped;
 - `val`: step, seconds, metrics {...};
 - `event`: event ("start", "resume", "checkpoint", "signal"), step, and details.
 """

@@ -366,7 +366,8 @@ class PerceptionRunner(FlexibleRunner):
         self._prepare_balancer()
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
-            source = self._load_from or (self.work_dir if self._has_checkpoints() else None)
+            # A run that started from other weights (load_from) goes on from its own checkpoints.
+            source = self.work_dir if self._has_checkpoints() else self._load_from
             if source is None:
                 logger.info("resume: %s holds no checkpoint yet, starting from the beginning", self.work_dir)
                 return

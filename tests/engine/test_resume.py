@@ -136,6 +136,15 @@ def test_scores_of_an_evaluation_after_the_checkpoint_are_not_lost(tmp_path: Pat
     toy_world.assert_same(whole, toy_world.fingerprint(parts))
 
 
+def test_a_run_that_started_from_other_weights_goes_on_from_its_own(tmp_path: Path) -> None:
+    run(tmp_path / "other", randomness__seed=4)
+    changes = {"load_from": str(tmp_path / "other")}
+    whole = run(tmp_path / "whole", **changes)
+    parts = run(tmp_path / "parts", stops=(3,), **changes)
+    assert len(parts["log"]) == 12
+    toy_world.assert_same(whole, parts)
+
+
 def test_the_test_can_tell(tmp_path: Path) -> None:
     """Another seed, and a run without its random numbers restored, are both noticed."""
     whole = run(tmp_path / "whole")
