@@ -3,8 +3,8 @@
 Source: ours; BEVFormer's structure with the first three stages of a ResNet-18 at 24 base channels (two levels, strides
 8 and 16), a 64 × 32 BEV, 2 + 3 layers, 150 queries in three groups while training (Group DETR), and a narrow
 segmentation U-Net at twice the map's pixel size. Aids for training from scratch in minutes, all off elsewhere:
-`focused_init`, reference points spread over the grid, `code_scale`, the heatmap loss on the BEV and the perspective loss
-on the image features. Input 352 × 144, RGB ImageNet normalisation.
+`focused_init`, reference points spread over the grid, `code_scale`, the heatmap loss on the BEV and the perspective
+loss on the image features. Input 352 × 144, RGB ImageNet normalisation.
 Size: 1,285,759 parameters, 1,285,749 of them trained (backbone 394,584, neck 83,200, encoder 254,560, box head 247,513,
 segmentation head 303,172, heatmap 650, perspective head 2,080).
 """

@@ -15,4 +15,6 @@ with read_base():
     from ....configs._base_.runtime import *
     from ....configs._base_.schedules.adamw_nano import *
 
-optim_wrapper.update(balancer=dict(name="uncertainty+mclgs", pacing=dict(name="ratio", initial=120.0, ratio=2.0)))
+optim_wrapper.update(
+    balancer=dict(name="uncertainty+mclgs", pacing=dict(name="ratio", initial=120.0, ratio=2.0))
+)

@@ -15,4 +15,6 @@ with read_base():
     from ....configs._base_.runtime import *
     from ....configs._base_.schedules.adamw_nano import *
 
-optim_wrapper.update(balancer=dict(name="wpcgrad", priority=dict(name="static", schedule="seg_to_vel", stretch=True)))
+optim_wrapper.update(
+    balancer=dict(name="wpcgrad", priority=dict(name="static", schedule="seg_to_vel", stretch=True))
+)
