@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perception.balancing import balancer_names, build_balancer
-from perception.balancing.build import Spec
+from perception.balancing import build_balancer
 from perception.config import load_config, parse_config_name
 from perception.engine import to_plain
 from tests.test_docs import ROOT, commands, config_names, parse, snippets
@@ -15,16 +14,10 @@ PROJECTS = sorted(path.parent for path in (ROOT / "projects").glob("*/README.md"
 CONFIGS = sorted(path for project in PROJECTS for path in (project / "configs").glob("*.py"))
 
 
-def build(spec: Spec) -> None:
-    name = spec if isinstance(spec, str) else spec["name"]
-    if name == "connection_strength" and name not in balancer_names():
-        pytest.skip("connection strength has no name in configs yet")
-    build_balancer(spec)
-
-
 def test_the_four_papers() -> None:
     assert [project.name for project in PROJECTS] == ["amtl", "connection_strength", "mclgs", "wpcgrad"]
-    assert {path.parents[1] for path in CONFIGS} == set(PROJECTS)
+    with_configs = {path.parents[1].name for path in CONFIGS}
+    assert with_configs == {"amtl", "mclgs", "wpcgrad"}  # connection strength cannot be trained yet
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem.split("_1xb")[0].split("_8xb")[0])
@@ -33,14 +26,14 @@ def test_a_config_changes_the_balancer_only(path: Path) -> None:
     base = to_plain(load_config(parse_config_name(path).model).to_dict())
     balancer = found["optim_wrapper"].pop("balancer")
     assert found == base
-    build(balancer)
+    build_balancer(balancer)
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
 def test_balancers_with_arguments(project: Path) -> None:
     path = project / "balancers.json"
     for spec in (json.loads(path.read_text()) if path.exists() else {}).values():
-        build(spec)
+        build_balancer(spec)
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
