@@ -30,6 +30,10 @@ def load_checked(
     if work_dir is not None:
         cfg.work_dir = work_dir
     check_config(cfg)
+    if "balancer" in cfg.get("optim_wrapper", {}):
+        from perception.engine import check_balancing
+
+        check_balancing(cfg)
     missing = missing_data(cfg, loaders=loaders)
     if missing:
         raise DataError("\n".join(missing))

@@ -1,8 +1,10 @@
 """MMEngine side: runner, strategies, optimiser wrapper, samplers, loops, hooks."""
 
+from perception.engine.balancing_check import check_balancing
 from perception.engine.epoch_sampler import EpochSampler
 from perception.engine.eval_loop import EvalLoop
 from perception.engine.hooks import (
+    BalancerHook,
     CheckpointHook,
     LogHook,
     RuntimeInfoHook,
@@ -24,6 +26,7 @@ from perception.engine.work_dir import WorkDirError
 
 __all__ = [
     "BalancedOptimWrapper",
+    "BalancerHook",
     "CheckpointHook",
     "DDPStrategy",
     "EpochSampler",
@@ -42,6 +45,7 @@ __all__ = [
     "TrainLoop",
     "TrainingTerminated",
     "WorkDirError",
+    "check_balancing",
     "evaluate",
     "hash_config",
     "predict",

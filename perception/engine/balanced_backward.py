@@ -54,7 +54,7 @@ class BalancedBackward:
         gram_interval: int,
         bucket_mb: float,
     ) -> None:
-        _check(balancer, gradient_source, interval, gram_interval)
+        check_options(balancer, gradient_source, interval, gram_interval)
         self.balancer = balancer
         self.gradient_source = gradient_source
         self.interval = interval
@@ -248,7 +248,14 @@ def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
 
 
-def _check(balancer: Balancer, gradient_source: str, interval: int, gram_interval: int) -> None:
+def check_options(
+    balancer: Balancer, gradient_source: str, interval: int = 1, gram_interval: int = 0
+) -> None:
+    """Refuse options that are outside their choices, or do not go with the balancer.
+
+    Raises:
+        ValueError: names the option and what is allowed.
+    """
     choices = get_args(GradientSource)
     if gradient_source not in choices:
         raise ValueError(

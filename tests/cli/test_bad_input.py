@@ -98,6 +98,25 @@ def test_misspelt_key_at_any_level(options, tmp_path, capsys, key, right):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("verb", ["train", "check"])
+@pytest.mark.parametrize(
+    ("balancer", "message"),
+    [
+        ("pcgrd", "Did you mean 'pcgrad'"),
+        ('{"name": "wpcgrad", "priority": {"name": "dtp", "gama": 2}}', "Did you mean 'gamma'"),
+        ('{"name": "amtl"}', "potentials"),
+    ],
+)
+def test_a_balancer_that_cannot_be_built(options, tmp_path, capsys, verb, balancer, message):
+    words = [verb, "bevformer_nano", *options, f"optim_wrapper.balancer={balancer}"]
+    if verb == "train":
+        words[2:2] = ["--work-dir", tmp_path / "run"]
+    text = fail(words, capsys, 2)
+    assert "optim_wrapper.balancer: " in text
+    assert message in text
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("verb", ["train", "test"])
 def test_class_list_differs_from_the_checkpoints(options, weights, tmp_path, capsys, verb):
     words = [verb, "bevformer_nano", "--work-dir", tmp_path / "run"]

@@ -21,6 +21,9 @@ SHORT_NAMES = [config.short for config in list_configs()]
 FREE = {"optim_wrapper.paramwise_cfg.custom_keys"}
 """Dicts whose keys are free by design: here the parameter names that a rate is for."""
 
+BALANCER = "optim_wrapper.balancer"
+"""What lies here is checked by `perception.engine.check_balancing`."""
+
 
 def misspell(word, rng):
     """Swap, drop, double or change one letter."""
@@ -47,7 +50,7 @@ def typos(name):
     plain = copy_plain(load_config(name)._cfg_dict)
     for place in walk_config(plain, is_static=True):
         keys = sorted(dict.keys(at(plain, place.path)))
-        if place.path in FREE or not keys:
+        if place.path in FREE or not keys or place.path.startswith(BALANCER):
             continue
         key = rng.choice(keys)
         wrong = misspell(key, rng)
