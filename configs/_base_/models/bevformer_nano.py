@@ -5,7 +5,7 @@ Source: ours; BEVFormer's structure with the first three stages of a ResNet-18 a
 segmentation U-Net at twice the map's pixel size. Aids for training from scratch in minutes, all off elsewhere:
 `focused_init`, reference points spread over the grid, `code_scale`, the heatmap loss on the BEV and the perspective
 loss on the image features. Input 352 × 144, RGB ImageNet normalisation.
-Size: 1,285,759 parameters, 1,285,749 of them trained (backbone 394,584, neck 83,200, encoder 254,560, box head 247,513,
+Size: 1,273,279 parameters, 1,273,269 of them trained (backbone 394,584, neck 83,200, encoder 242,080, box head 247,513,
 segmentation head 303,172, heatmap 650, perspective head 2,080).
 """
 
@@ -48,6 +48,7 @@ model = dict(
         num_layers=2,
         num_levels=2,
         num_heads=4,
+        num_points_spatial=4,
         dropout=0.0,
         focused_init=True,
         **_bev,
