@@ -38,6 +38,9 @@ def test_neither_resume_nor_evaluation_leaves_a_trace(two: Path) -> None:
     assert [step for step, _ in whole.pop("val")] == [2, 3]
     assert parts.pop("val") == []
     assert not (two / "parts" / "metrics.json").exists()
+    # The balancer remembers which evaluation it was told last; the newest checkpoint is from before that of step 3.
+    assert whole["optimizer"]["balancing"].pop("kpi_step") == 2
+    assert parts["optimizer"]["balancing"].pop("kpi_step") == -1
     toy_world.assert_same(whole, parts)
 
 
