@@ -1,4 +1,4 @@
-"""Short config names: ``bevformer_nano`` for ``bevformer_nano_r18_det-seg_1xb1_5e_nuscenes-synthetic.py``.
+"""Short config names: ``bevformer_nano`` for ``bevformer_nano_r18_det-seg_1xb1_4e_nuscenes-synthetic.py``.
 
 File names follow ``<model>_<backbone>_<tasks>_<gpus>xb<batch>_<schedule>_<dataset>.py``. The short name is the model,
 followed by ``_<tasks>`` when the tasks are not ``det-seg``; two files with one short name need ``_<dataset>`` more.
@@ -56,7 +56,7 @@ def parse_config_name(path: str | Path) -> ConfigName:
         ConfigError: the name does not follow the pattern.
 
     Example:
-        >>> parse_config_name("bevformer_nano_r18_det_1xb1_5e_nuscenes-synthetic.py").short
+        >>> parse_config_name("bevformer_nano_r18_det_1xb1_4e_nuscenes-synthetic.py").short
         'bevformer_nano_det'
     """
     path = Path(path)

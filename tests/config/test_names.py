@@ -12,7 +12,7 @@ def test_parts_of_a_name():
 
 def test_tasks_enter_the_short_name():
     assert (
-        parse_config_name("bevformer_nano_r18_det_1xb1_5e_nuscenes-synthetic.py").short
+        parse_config_name("bevformer_nano_r18_det_1xb1_4e_nuscenes-synthetic.py").short
         == "bevformer_nano_det"
     )
 

@@ -8,5 +8,5 @@ with read_base():
 optim_wrapper.update(optimizer=dict(lr=2e-3))
 optim_wrapper.pop("paramwise_cfg")  # nothing is pretrained, so the backbone learns at the full rate
 param_scheduler[0].update(end=100)
-param_scheduler[1].update(T_max=5, end=5)
-train_cfg.update(max_epochs=5, val_interval=5)
+param_scheduler[1].update(T_max=4, end=4)
+train_cfg.update(max_epochs=4, val_interval=4)
