@@ -128,7 +128,7 @@ class MultiTaskBalancer(Balancer):
         """Loss weights times `scales`, (T,); only `scales` with a geometric mean."""
         scales = self._scales(len(losses))
         weights = self.weighting.weights(losses.detach().double().cpu() * scales, present)
-        self._last = {"weights": weights}
+        self._last = {"weights": weights, "present": present.cpu()}
         return (scales if self.is_geometric else weights * scales).to(losses)
 
     def combine(self, losses: Tensor, present: Tensor, gram: Tensor | None) -> Tensor:
@@ -162,9 +162,13 @@ class MultiTaskBalancer(Balancer):
         return factors.to(losses)
 
     def report(self) -> dict[str, Any]:
-        """What the last step did: see `describe_step`, and each component's own report by its class name."""
+        """What the last step did: see `describe_step`, and each component's own report by its class name.
+
+        Where the losses were weighed and nothing was combined since, the stages did nothing and report nothing.
+        """
         report = describe_step(self.task_names, self._scales(len(self.task_names)), self._last)
-        for component in self.components:
+        is_only_weighed = "weights" in self._last and "coefficients" not in self._last
+        for component in (self.weighting,) if is_only_weighed else self.components:
             for part in (component, *component.parts()):
                 found = part.report()
                 if found:

@@ -15,23 +15,23 @@ def describe_step(task_names: Sequence[str], scales: Tensor, last: Mapping[str, 
     Args:
         task_names: the tasks, T.
         scales: (T,) constant factors of the losses.
-        last: of the step: `weights` (T,), and after a combination `multiplied` (T,), the weights in the gradients,
-            `coefficients` (T,), `present` (T,) bool and, if there was one, `gram` (T, T).
+        last: of the step: `weights` (T,), `present` (T,) bool, and after a combination `multiplied` (T,), the weights
+            in the gradients, `coefficients` (T,) and, if there was one, `gram` (T, T).
 
     Returns:
-        `weights` (loss weights or exponents), `coefficients` (of the unweighted gradients in the update); with a Gram
-        matrix `grad_norms` of the unweighted gradients, `cosines` by "task/task" and `conflict_share`, the share of
-        pairs whose cosine is below 0 (None without a pair). Absent tasks are left out.
+        `weights` (loss weights or exponents); after a combination `coefficients` (of the unweighted gradients in the
+        update); with a Gram matrix `grad_norms` of the unweighted gradients, `cosines` by "task/task" and
+        `conflict_share`, the share of pairs whose cosine is below 0 (None without a pair). Absent tasks are left out.
     """
     if "present" not in last:
         return {}
     tasks = [number for number, is_present in enumerate(last["present"].tolist()) if is_present]
+    report: dict[str, Any] = {"weights": {task_names[t]: float(last["weights"][t]) for t in tasks}}
+    if "coefficients" not in last:
+        return report
     factors = last["multiplied"] * scales
     totals = last["coefficients"] * factors
-    report: dict[str, Any] = {
-        "weights": {task_names[t]: float(last["weights"][t]) for t in tasks},
-        "coefficients": {task_names[t]: float(totals[t]) for t in tasks},
-    }
+    report["coefficients"] = {task_names[t]: float(totals[t]) for t in tasks}
     if "gram" in last:
         report |= describe_gram(task_names, last["gram"], last["present"], factors)
     return report

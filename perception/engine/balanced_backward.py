@@ -1,5 +1,6 @@
 """Which gradient source a window uses, when a balancer is told what, and what of it a checkpoint keeps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
@@ -71,6 +72,7 @@ class BalancedBackward:
         self._current: _Source | None = None
         self._coefficients: list[float] | None = None
         self._watched: dict[str, Any] = {}
+        self._reported: dict[str, Any] = {}
         self._epoch = 0
         self._sums: dict[str, list[float]] = {}  # task → [sum of global losses, how many]
         self._kpi_step = -1
@@ -118,13 +120,17 @@ class BalancedBackward:
             return self._features.cut()
         return nullcontext()
 
-    def micro_step(self, step: MicroStep, parameters: Sequence[Tensor]) -> None:
-        """Backward of one micro-batch; parameters: the trainable ones."""
+    def micro_step(self, step: MicroStep, parameters: Sequence[Tensor]) -> NonFinite | None:
+        """Backward of one micro-batch; parameters: the trainable ones.
+
+        Returns:
+            What of the task gradients is not finite, if that is known already; the window must then be dropped.
+        """
         if self._current is None:
             self._current = self._choose(parameters, len(step.losses.task_names))
             if self.gram_interval and self.num_updates % self.gram_interval == 0:
                 self._watched = self._watch(step, parameters)
-        self._current.micro_step(step)
+        result = self._current.micro_step(step)
         for task, loss, is_present in zip(
             step.losses.task_names, step.global_losses.tolist(), step.present.tolist(), strict=True
         ):
@@ -132,13 +138,19 @@ class BalancedBackward:
                 total = self._sums.setdefault(task, [0.0, 0])
                 total[0] += loss
                 total[1] += 1
+        return result
 
-    def finish(self) -> NonFinite | None:
-        """End the window: the update's gradients in `p.grad`, or what of the task gradients is not finite."""
+    def finish(self, loss_scale: float = 1.0) -> NonFinite | None:
+        """End the window: the update's gradients in `p.grad`, or what of the task gradients is not finite.
+
+        Args:
+            loss_scale: that of the window's micro-batches, taken out again.
+        """
         if self._current is None:
             return None
         source, self._current = self._current, None
-        result = source.finish()
+        result = source.finish(loss_scale)
+        self._reported = self._describe_reuse() if source is self._reused else {}
         if result is None and source is self._main and not isinstance(source, SummedSource):
             self._coefficients = None if source.coefficients is None else source.coefficients.tolist()
         return result
@@ -146,6 +158,7 @@ class BalancedBackward:
     def drop(self) -> None:
         """Forget the window."""
         self._current = self._main = None
+        self._watched = {}
         if self._features is not None:
             self._features.clear()
 
@@ -182,7 +195,7 @@ class BalancedBackward:
     def report(self) -> dict[str, Any]:
         """What the last window did, JSON-able."""
         watched, self._watched = self._watched, {}
-        return {**self.balancer.report(), **watched}
+        return {**self.balancer.report(), **self._reported, **watched}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON-able values that a resume needs."""
@@ -222,6 +235,15 @@ class BalancedBackward:
             self._main = self._build(parameters, num_tasks)
         return self._main
 
+    def _describe_reuse(self) -> dict[str, Any]:
+        assert self._reused is not None
+        assert self._reused.totals is not None
+        pairs = zip(self.task_names, self._reused.totals.tolist(), strict=True)
+        return {
+            "reused": True,
+            "coefficients": {task: value for task, value in pairs if not math.isnan(value)},
+        }
+
     def _build(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
         if not self.needs_task_gradients:
             return SummedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
@@ -240,7 +262,9 @@ class BalancedBackward:
             add_gradient(gradients, step, task, retain_graph=True)
         gradients.rows = sum_over_ranks(gradients.rows)
         gradients.reached = any_over_ranks(gradients.reached)
-        gram = gradients.gram(step.present)
+        gram = gradients.gram(step.present) / step.loss_scale**2
+        if not bool(gram.isfinite().all()):
+            return {}  # an overflow: the update will be dropped and nothing reported
         return describe_gram(step.losses.task_names, gram, step.present, torch.ones(len(gram)))
 
 

@@ -52,7 +52,7 @@ def _inspect_compute(facts: dict[str, Any]) -> None:
     facts["CUDA"] = torch.version.cuda
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     facts["GPUs"] = [torch.cuda.get_device_name(index) for index in range(count)]
-    facts["bf16"] = bool(count) and torch.cuda.is_bf16_supported()
+    facts["bf16"] = bool(count) and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _inspect_opencv(facts: dict[str, Any], problems: list[str]) -> None:

@@ -3,6 +3,8 @@
 Legend: T tasks, n parameters. A source gets every micro-batch of an accumulation window, then `finish` leaves the
 update of the *global* batch in `p.grad`, the same on all ranks. Conflicts are always those of global gradients: local
 ones are summed over ranks before anything is compared.
+
+With a loss scale every backward runs on scaled losses, and every Gram matrix and update is that of the unscaled ones.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ class MicroStep:
         shares: (T,) float64, factor that makes a local loss this rank's share of the global one.
         present: (T,) bool, globally.
         factor: 1 / number of micro-batches in the window.
+        loss_scale: what losses are multiplied by before a backward; the same in the whole window.
     """
 
     losses: TaskLosses
@@ -39,12 +42,14 @@ class MicroStep:
     shares: Tensor
     present: Tensor
     factor: float
+    loss_scale: float = 1.0
 
     def local_share(self, task: str) -> Tensor:
-        """This rank's part of a task's loss in the window's mean."""
+        """This rank's part of a task's loss in the window's mean, scaled, at least float32."""
         index = self.losses.task_names.index(task)
-        scale = float(self.shares[index]) * self.factor
+        scale = float(self.shares[index]) * self.factor * self.loss_scale
         loss = self.losses[task].reshape(())
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a scale can be beyond float16
         return loss if scale == 1.0 else loss * scale
 
     def weighted_sum(self, weights: Tensor) -> Tensor | None:
@@ -71,17 +76,19 @@ class SummedSource:
         self.parameters = list(parameters)
         self.bucket_mb = bucket_mb
 
-    def micro_step(self, step: MicroStep) -> None:
+    def micro_step(self, step: MicroStep) -> NonFinite | None:
         """Backward."""
         weights = self.balancer.weigh(step.global_losses, step.present)
         coefficients = self.balancer.combine(weights * step.global_losses, step.present, None)
         scalar = step.weighted_sum(weights * coefficients)
         if scalar is not None:
             scalar.backward()
+        return None
 
-    def finish(self) -> NonFinite | None:
-        """Sum the gradients over ranks."""
+    def finish(self, loss_scale: float) -> NonFinite | None:
+        """Sum the gradients over ranks, unscaled."""
         sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        unscale_gradients(self.parameters, loss_scale)
         return None
 
 
@@ -113,7 +120,7 @@ class ParameterSource:
         self._losses = torch.zeros(self.num_tasks, dtype=torch.float64)
         self._present = torch.zeros(self.num_tasks, dtype=torch.bool)
 
-    def micro_step(self, step: MicroStep) -> None:
+    def micro_step(self, step: MicroStep) -> NonFinite | None:
         """One backward per local task."""
         self.task_names = step.losses.task_names
         if self._gradients is None:
@@ -123,9 +130,10 @@ class ParameterSource:
             add_gradient(self._gradients, step, task, retain_graph=task is not tasks[-1])
         self._losses += step.global_losses * step.factor
         self._present |= step.present
+        return None
 
-    def finish(self) -> NonFinite | None:
-        """Combine the global task gradients and leave the update in `p.grad`."""
+    def finish(self, loss_scale: float) -> NonFinite | None:
+        """Combine the global task gradients, unscaled, and leave the update in `p.grad`."""
         gradients, present = self._gradients, self._present
         if gradients is None:
             return None
@@ -136,6 +144,8 @@ class ParameterSource:
             result = bad, gradients.bad_parameters()
             self._clear()
             return result
+        if loss_scale != 1.0:
+            gradients.rows *= 1.0 / loss_scale
         self._check(gradients)
         weights = from_first_rank(self.balancer.weigh(self._losses, present))
         gradients.scale_(torch.where(present, weights, 0.0))
@@ -199,8 +209,8 @@ class FeatureSource:
         self.bucket_mb = bucket_mb
         self.coefficients: Tensor | None = None
 
-    def micro_step(self, step: MicroStep) -> None:
-        """Backward of the heads, task by task, then of the trunk."""
+    def micro_step(self, step: MicroStep) -> NonFinite | None:
+        """Backward of the heads, task by task, then of the trunk; not that where the former are not finite."""
         names, leaves = step.losses.task_names, self.features.leaves
         if not leaves:
             raise ValueError(
@@ -217,7 +227,10 @@ class FeatureSource:
         gradients.reached[:, len(leaves) :] = reach[:, reach.any(dim=0)]
         weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
         gradients.scale_(torch.where(step.present, weights, 0.0))
-        gram = sum_over_ranks(gradients.gram(step.present))
+        # The rows stay scaled: the trunk's backward starts from them.
+        gram = sum_over_ranks(gradients.gram(step.present)) / step.loss_scale**2
+        if not bool(gram.isfinite().all()):
+            return bad_tasks(gradients), []
         coefficients = self.balancer.combine(weights * step.global_losses, step.present, gram)
         coefficients = from_first_rank(coefficients)
         update = gradients.combine(coefficients, step.present, scale_heads=self.balancer.scale_heads)
@@ -233,10 +246,12 @@ class FeatureSource:
             torch.autograd.backward([root for root, _ in pairs], [gradient for _, gradient in pairs])
         self.features.clear()
         self.coefficients = torch.where(step.present, coefficients.double(), torch.nan)
+        return None
 
-    def finish(self) -> NonFinite | None:
-        """Sum the gradients over ranks."""
+    def finish(self, loss_scale: float) -> NonFinite | None:
+        """Sum the gradients over ranks, unscaled."""
         sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        unscale_gradients(self.parameters, loss_scale)
         return None
 
 
@@ -250,6 +265,7 @@ class ReusedSource:
 
     Attributes:
         coefficients: (T,) to use; a task for which there is none (NaN) takes the mean of the others.
+        totals: (T,) factors of the unweighted gradients in the last backward, NaN for a task that was absent.
     """
 
     def __init__(self, balancer: Balancer, parameters: Sequence[Tensor], *, bucket_mb: float) -> None:
@@ -257,17 +273,20 @@ class ReusedSource:
         self.parameters = list(parameters)
         self.bucket_mb = bucket_mb
         self.coefficients: Tensor | None = None
+        self.totals: Tensor | None = None
         self._reach: dict[tuple[bool, ...], Tensor] = {}
 
-    def micro_step(self, step: MicroStep) -> None:
+    def micro_step(self, step: MicroStep) -> NonFinite | None:
         """Backward."""
         assert self.coefficients is not None
         weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
         self.backward(step, weights, self.coefficients)
+        return None
 
     def backward(self, step: MicroStep, weights: Tensor, coefficients: Tensor) -> None:
         """Backward with (T,) loss weights and (T,) coefficients."""
         known = torch.where(coefficients.isnan(), coefficients.nanmean(), coefficients)
+        self.totals = torch.where(step.present, (weights * known).double(), torch.nan)
         scaled = step.weighted_sum(weights * known)
         own = [] if self.balancer.scale_heads else self._own_parameters(step)
         if scaled is None:
@@ -292,9 +311,10 @@ class ReusedSource:
         counts = self._reach[key][step.present].sum(dim=0).tolist()
         return [parameter for parameter, count in zip(self.parameters, counts, strict=True) if count == 1]
 
-    def finish(self) -> NonFinite | None:
-        """Sum the gradients over ranks."""
+    def finish(self, loss_scale: float) -> NonFinite | None:
+        """Sum the gradients over ranks, unscaled."""
         sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        unscale_gradients(self.parameters, loss_scale)
         return None
 
 
@@ -322,19 +342,22 @@ class LastLayerSource(ReusedSource):
         super().__init__(balancer, parameters, bucket_mb=bucket_mb)
         self.last_layer = list(last_layer)
 
-    def micro_step(self, step: MicroStep) -> None:
-        """T gradients of one layer, then a backward."""
+    def micro_step(self, step: MicroStep) -> NonFinite | None:
+        """T gradients of one layer, then a backward; not that where the former are not finite."""
         gradients = TaskGradients(self.last_layer, len(step.present), num_features=len(self.last_layer))
         for task in step.losses:
             add_gradient(gradients, step, task, retain_graph=True)
         gradients.rows = sum_over_ranks(gradients.rows)
         weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
         gradients.scale_(torch.where(step.present, weights, 0.0))
-        gram = gradients.gram(step.present)
+        gram = gradients.gram(step.present) / step.loss_scale**2
+        if not bool(gram.isfinite().all()):
+            return bad_tasks(gradients), []
         coefficients = self.balancer.combine(weights * step.global_losses, step.present, gram)
         coefficients = from_first_rank(coefficients)
         self.coefficients = torch.where(step.present, coefficients.double(), torch.nan)
         self.backward(step, weights, self.coefficients)
+        return None
 
 
 def add_gradient(gradients: TaskGradients, step: MicroStep, task: str, *, retain_graph: bool) -> None:
@@ -350,3 +373,17 @@ def add_gradient(gradients: TaskGradients, step: MicroStep, task: str, *, retain
             "model's outputs without detach(), or leave the task out of the loss dict"
         )
     gradients.add(step.losses.task_names.index(task), share, retain_graph=retain_graph)
+
+
+def bad_tasks(gradients: TaskGradients) -> list[int]:
+    """Tasks whose gradient is not finite on any rank; every rank must call this."""
+    flags = torch.zeros(len(gradients.rows), dtype=torch.bool)
+    flags[gradients.bad_rows()] = True
+    return any_over_ranks(flags).nonzero().flatten().tolist()
+
+
+def unscale_gradients(parameters: Sequence[Tensor], loss_scale: float) -> None:
+    """Divide the gradients of scaled losses by the scale, in place."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if loss_scale != 1.0 and gradients:
+        torch._foreach_mul_(gradients, 1.0 / loss_scale)

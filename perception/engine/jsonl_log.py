@@ -3,8 +3,9 @@
 A line has a `kind`:
 
 - `train`: step, epoch, lr, loss, losses {term: value on this rank}, tasks {task: global loss}, grad_norm, skipped,
-  balance {what the balancing method did}, data_time (s), step_time (s), memory_mb, and `non_finite` where a step was
-  skipped;
+  balance {what the balancing method did}, data_time (s), step_time (s), memory_mb; in fp16 loss_scale; and where a
+  step was skipped, its reason: `non_finite` {kind, tasks, parameters, sample_tokens, in_row}, or `overflow`
+  {loss_scale, next_loss_scale};
 - `val`: step, seconds, metrics {...};
 - `event`: event ("start", "resume", "checkpoint", "signal"), step, and details.
 """

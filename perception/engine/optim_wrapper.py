@@ -7,12 +7,17 @@
    update in `p.grad`: by one backward on one scalar, or by one per task (see `gradient_sources`; DDP's reducer is off);
 3. finite check, clip, step, zero_grad.
 
+In fp16 every backward runs on losses multiplied by the loss scale, and what is compared, combined, checked and clipped
+are the unscaled gradients.
+
 Nothing changes a parameter or a moment before both checks have passed, and both decide from all-reduced numbers, so
 that all ranks decide alike.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from perception.balancing.build import Spec
 from perception.engine.balanced_backward import BalancedBackward, GradientSource
 from perception.engine.collectives import gather_json, sum_over_ranks
 from perception.engine.gradient_sources import MicroStep
+from perception.engine.loss_scaler import LossScaler
 from perception.engine.precision import Precision, autocast, resolve_precision
 from perception.engine.step_context import StepContext
 from perception.registry import OPTIM_WRAPPERS
@@ -54,9 +60,12 @@ class BalancedOptimWrapper(OptimWrapper):
             tasks share), "features" (the model's `shared_features`) or "last_layer" (its `last_shared_parameters`).
         interval: coefficients are computed every so many updates and used again in between.
         watch: `dict(gram_interval=100)` measures the cosines of methods that do not need them, at the cost of a
-            backward per task, every so many updates; by default never.
-        precision: "bf16" runs the forward under autocast, also on CPU; "auto" does so where CUDA has bf16.
-        max_bad_steps: after this many non-finite steps in a row the run ends.
+            backward per task, every so many updates; 0, or None, is never.
+        precision: "bf16" and "fp16" run the forward under autocast, also on CPU, "fp16" with a dynamic loss scale;
+            "auto" takes the one that CUDA has in hardware (see `resolve_precision`), else "fp32".
+        loss_scale: arguments of `LossScaler`, for fp16: `dict(init_scale=1024.0)`; by default `GradScaler`'s.
+        max_bad_steps: after this many non-finite steps in a row the run ends. An overflow that lowers the loss scale
+            is none of them: its update is skipped, and the scale adapts.
         bucket_mb: largest gradient message in MiB.
 
     Raises:
@@ -75,6 +84,7 @@ class BalancedOptimWrapper(OptimWrapper):
         interval: int = 1,
         watch: dict[str, int] | None = None,
         precision: Precision = "fp32",
+        loss_scale: dict[str, Any] | None = None,
         max_bad_steps: int = 10,
         bucket_mb: float = 25.0,
     ) -> None:
@@ -95,6 +105,7 @@ class BalancedOptimWrapper(OptimWrapper):
         )
         self.max_bad_steps = max_bad_steps
         self.precision = resolve_precision(precision)
+        self.scaler = _as_scaler(loss_scale, precision, self.precision)
         self.last_checkpoint: Path | None = None
         self.num_bad_in_row = 0
         self.num_skipped = 0
@@ -117,6 +128,11 @@ class BalancedOptimWrapper(OptimWrapper):
     def is_between_updates(self) -> bool:
         """Whether no gradient is held: True between updates, False in mid-accumulation."""
         return self.should_update()
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before a backward; 1 without loss scaling."""
+        return 1.0 if self.scaler is None else self.scaler.scale
 
     def begin_step(self, context: StepContext) -> None:
         """Tell the wrapper of the step that is about to run, so that it can explain a failure and undo it."""
@@ -169,6 +185,8 @@ class BalancedOptimWrapper(OptimWrapper):
             "grad_norm": None,
             "skipped": False,
         }
+        if self.scaler is not None:
+            self.last_step["loss_scale"] = self.scaler.scale
         if bad_tasks:
             self._drop_window("loss", tasks=bad_tasks, parameters=[])
         if not self._is_window_bad:
@@ -178,8 +196,11 @@ class BalancedOptimWrapper(OptimWrapper):
                 shares=shares,
                 present=present,
                 factor=float(self.scale_loss(torch.ones((), dtype=torch.float64))),
+                loss_scale=self.loss_scale,
             )
-            self.balanced.micro_step(step, self._parameters())
+            non_finite = self.balanced.micro_step(step, self._parameters())
+            if non_finite is not None:
+                self._drop_update(partial(self._name_bad, *non_finite))
         self._inner_count += 1
         if self.should_update():
             if not self._is_window_bad:
@@ -214,28 +235,31 @@ class BalancedOptimWrapper(OptimWrapper):
 
     def _update(self) -> None:
         parameters = self._parameters()
-        non_finite = self.balanced.finish()
+        non_finite = self.balanced.finish(self.loss_scale)
         if non_finite is not None:
-            tasks = [self.balanced.task_names[index] for index in non_finite[0]]
-            names = self._named(parameters)
-            self._drop_window("gradient", tasks, [list(names)[number] for number in non_finite[1]])
+            self._drop_update(partial(self._name_bad, *non_finite))
             return
-        self.last_step["balance"] = self.balanced.report()
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
-            self.last_step["grad_norm"] = 0.0
+            self.last_step |= {"grad_norm": 0.0, "balance": self.balanced.report()}
             return
         clip = self.clip_grad_kwargs or {}
         norm = get_total_norm(gradients, norm_type=clip.get("norm_type", 2.0))
-        self.last_step["grad_norm"] = float(norm)
         if not bool(torch.isfinite(norm)):
-            self._drop_window("gradient", *self._blame(parameters))
+            self._drop_update(partial(self._blame, parameters))
             return
+        self.last_step |= {"grad_norm": float(norm), "balance": self.balanced.report()}
         if clip:
             clip_grads_with_norm_(parameters, clip["max_norm"], norm)
         self.optimizer.step()
         self.balanced.end_step()
         self.num_bad_in_row = 0
+        if self.scaler is not None:
+            self.scaler.update(has_overflowed=False)
+
+    def _name_bad(self, tasks: list[int], parameters: list[int]) -> tuple[list[str], list[str]]:
+        names = list(self._named(self._parameters()))
+        return [self.balanced.task_names[index] for index in tasks], [names[number] for number in parameters]
 
     def _blame(self, parameters: list[Tensor]) -> tuple[list[str], list[str]]:
         bad = {
@@ -257,19 +281,42 @@ class BalancedOptimWrapper(OptimWrapper):
     def _named(self, parameters: list[Tensor]) -> dict[str, Tensor]:
         return {self._parameter_names.get(id(p), f"parameter {i}"): p for i, p in enumerate(parameters)}
 
-    def _drop_window(self, kind: str, tasks: list[str], parameters: list[str]) -> None:
-        """Leave out this update: undo the forward's traces, record and report, end the run after too many."""
+    def _drop_update(self, find_guilty: Callable[[], tuple[list[str], list[str]]]) -> None:
+        """Gradients are not finite: the loss scale was too large, or the step is a bad one."""
+        if self.scaler is None or self.scaler.is_at_floor:
+            if self.scaler is not None:
+                self.scaler.update(has_overflowed=True)
+            self._drop_window("gradient", *find_guilty())
+            return
+        before = self.scaler.scale
+        self.scaler.update(has_overflowed=True)
+        self._undo_window()
+        self.last_step["overflow"] = {"loss_scale": before, "next_loss_scale": self.scaler.scale}
+        logger.info(
+            "step %s: gradients overflowed at a loss scale of %g; the update is skipped, the scale is now %g",
+            None if self._context is None else self._context.step,
+            before,
+            self.scaler.scale,
+        )
+
+    def _undo_window(self) -> None:
+        """Leave out this update, and undo the forward's traces."""
         self._is_window_bad = True
         self.balanced.drop()
-        self.num_bad_in_row += 1
         self.num_skipped += 1
+        self.last_step["skipped"] = True
+        if self._context is not None:
+            self._context.restore_statistics()
+
+    def _drop_window(self, kind: str, tasks: list[str], parameters: list[str]) -> None:
+        """Leave out this update as a bad one: record and report it, end the run after too many."""
+        self._undo_window()
+        self.num_bad_in_row += 1
         tokens: list[str] = []
         step = None
         if self._context is not None:
-            self._context.restore_statistics()
             step = self._context.step
             tokens = [token for part in gather_json(self._context.sample_tokens()) for token in part]
-        self.last_step["skipped"] = True
         self.last_step["non_finite"] = {
             "kind": kind,
             "tasks": tasks,
@@ -280,6 +327,11 @@ class BalancedOptimWrapper(OptimWrapper):
         message = (
             f"step {step}: non-finite {kind} in task {', '.join(tasks) or 'unknown'}"
             + (f", parameters {_name_some(parameters)}" if parameters else "")
+            + (
+                ""
+                if self.scaler is None or kind == "loss"
+                else f", at the lowest loss scale {self.loss_scale:g}"
+            )
             + f"; samples {', '.join(tokens) or 'unknown'}; the step is skipped "
             + f"({self.num_bad_in_row} in a row, the run ends at {self.max_bad_steps})"
         )
@@ -306,6 +358,7 @@ class BalancedOptimWrapper(OptimWrapper):
             "balancing": {
                 "num_bad_in_row": self.num_bad_in_row,
                 "num_skipped": self.num_skipped,
+                "loss_scaler": None if self.scaler is None else self.scaler.state_dict(),
                 **self.balanced.state_dict(),
             },
         }
@@ -317,6 +370,8 @@ class BalancedOptimWrapper(OptimWrapper):
         super().load_state_dict(state)
         self.num_bad_in_row = int(own["num_bad_in_row"])
         self.num_skipped = int(own["num_skipped"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(own["loss_scaler"])
         self.balanced.load_state_dict(own)
 
 
@@ -330,6 +385,20 @@ def _as_balancer(balancer: Any) -> Balancer:
         "perception.balancing.balancer_names(), a dict(name=..., ...) with arguments, an object of "
         "perception.balancing.Balancer or of a class derived from it, or None for the plain sum of the losses"
     )
+
+
+def _as_scaler(options: dict[str, Any] | None, precision: str, resolved: str) -> LossScaler | None:
+    if options is not None and precision not in ("fp16", "auto"):
+        raise ValueError(
+            f"loss_scale is {options}, but precision is {precision!r}, which needs none; leave it out, or use "
+            "precision='fp16'"
+        )
+    allowed = set(inspect.signature(LossScaler).parameters)
+    unknown = sorted(set(options or {}) - allowed)
+    if unknown:
+        raise ValueError(f"loss_scale has unknown keys {unknown}; allowed: {sorted(allowed)}")
+    scaler = LossScaler(**(options or {}))
+    return scaler if resolved == "fp16" else None
 
 
 def _name_some(names: list[str]) -> str:

@@ -5,21 +5,29 @@ from typing import Any, Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16", "auto"]
-_CHOICES = ("fp32", "bf16", "auto")
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+_CHOICES = ("fp32", "bf16", "fp16", "auto")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FP16_CAPABILITY = (7, 0)  # the first with tensor cores
 
 
 def resolve_precision(precision: str) -> str:
-    """What a precision means here: "auto" is bf16 where CUDA has it, else fp32.
+    """What a precision means here.
+
+    "auto" is bf16 where CUDA has it in hardware, fp16 on the older cards with tensor cores (V100, T4), else fp32.
 
     Raises:
-        ValueError: not one of "fp32", "bf16", "auto".
+        ValueError: not one of "fp32", "bf16", "fp16", "auto".
     """
     if precision not in _CHOICES:
-        raise ValueError(f"precision is {precision!r}; allowed: 'fp32', 'bf16', 'auto'")
+        raise ValueError(f"precision is {precision!r}; allowed: 'fp32', 'bf16', 'fp16', 'auto'")
     if precision != "auto":
         return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if not torch.cuda.is_available():
+        return "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability() >= _FP16_CAPABILITY else "fp32"
 
 
 def precision_of(optim_wrapper: Any) -> str:
@@ -31,7 +39,8 @@ def precision_of(optim_wrapper: Any) -> str:
 
 def autocast(precision: str) -> AbstractContextManager:
     """The context under which forwards run, also on a CPU."""
-    if resolve_precision(precision) == "fp32":
+    resolved = resolve_precision(precision)
+    if resolved == "fp32":
         return nullcontext()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(device_type=device, dtype=torch.bfloat16)
+    return torch.autocast(device_type=device, dtype=_HALF[resolved])

@@ -106,7 +106,7 @@ class BalanceRecords:
             self.rows[name] = row
 
     def _add_projections(self, step: float, projected: Any, coefficients: Any) -> None:
-        # Without coefficients nothing was combined in this update: the method repeats what it did last.
+        # A method that took part names the tasks by their coefficients.
         if not isinstance(projected, list) or not isinstance(coefficients, Mapping):
             return
         done = {tuple(pair) for pair in projected}

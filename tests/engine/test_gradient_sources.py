@@ -267,6 +267,41 @@ def test_report_says_what_the_step_did() -> None:
     assert set(report["cosines"]) == {"cls/velocity", "cls/seg", "velocity/seg"}
 
 
+def test_a_reused_update_reports_only_what_it_did() -> None:
+    net = Net()
+    wrapper = make(net, {"name": "rlw+wpcgrad", "scales": {"seg": 3.0}}, interval=2)
+    reports = []
+    for seed, absent in ((0, ()), (1, ("box",)), (2, ())):
+        step(wrapper, net, batch(seed), absent=absent)
+        reports.append(wrapper.last_step["balance"])
+    first, reused, second = reports
+    assert "projected" in first["WPCGradWeighting"]
+    assert "projected" in second["WPCGradWeighting"]
+    assert set(reused) == {"weights", "reused", "coefficients"}
+    assert reused["reused"] is True
+    assert not {"reused"} & (first.keys() | second.keys())
+    assert reused["weights"] != first["weights"]
+    assert list(reused["coefficients"]) == ["cls", "velocity", "seg"]
+    for task, value in reused["coefficients"].items():
+        expected = first["coefficients"][task] / first["weights"][task] * reused["weights"][task]
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("source", ["features", "last_layer"])
+def test_a_non_finite_gradient_of_another_source_is_dropped_and_named(source: str) -> None:
+    net = Net()
+    wrapper = make(net, "pcgrad", gradient_source=source)
+    with wrapper.optim_context(net):
+        losses = task_losses(net, batch(0))
+    bad = {**losses, "velocity": losses["velocity"].clone()}
+    bad["velocity"].register_hook(lambda gradient: gradient * float("nan"))
+    wrapper.update_params(TaskLosses(bad, losses.num_targets, TASKS))
+    assert wrapper.last_step["non_finite"]["tasks"] == ["velocity"]
+    assert wrapper.num_updates == 0
+    step(wrapper, net, batch(1))
+    assert wrapper.num_updates == 1
+
+
 def test_a_non_finite_task_gradient_is_dropped_and_named() -> None:
     net = Net()
     wrapper = make(net, "pcgrad")

@@ -136,7 +136,7 @@ def test_bad_input() -> None:
     params = parameters()
     with pytest.raises(TypeError, match="must return a TaskLosses"):
         wrapper_of(params).update_params(params[0].sum())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="allowed: 'fp32', 'bf16', 'auto'"):
+    with pytest.raises(ValueError, match="allowed: 'fp32', 'bf16', 'fp16', 'auto'"):
         wrapper_of(params, precision="fp8")
     with pytest.raises(ValueError, match=r"allowed: dict\(max_norm=35.0\)"):
         wrapper_of(params, clip_grad=dict(norm=1))

@@ -30,6 +30,14 @@ TWELVE = {"train_dataloader__dataset__num_samples": 12}
 BAD = {**TWELVE, "train_dataloader__dataset__bad": {"4": "loss"}}
 
 
+FP16 = {
+    **TWELVE,
+    "train_dataloader__dataset__bad": {"4": "large"},
+    "optim_wrapper__precision": "fp16",
+    "optim_wrapper__loss_scale": {"init_scale": 1024.0},
+}
+
+
 BALANCERS = ("pcgrad", "mgda", "graddrop", "gradnorm", "geometric")
 
 
@@ -60,6 +68,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         {"job": "train", "work_dir": f"{folder}/parts", "resume": True, "changes": TWELVE},
         {"job": "train", "work_dir": f"{folder}/bad", "changes": BAD},
+        *(
+            {
+                "job": "train",
+                "work_dir": f"{folder}/fp16{name}",
+                "changes": {**FP16, "optim_wrapper__balancer": name},
+            }
+            for name in ("sum", "pcgrad")
+        ),
     ]
     launch(jobs)
     return folder
@@ -116,6 +132,20 @@ def test_nan_on_one_rank_skips_the_step_on_both(two: Path) -> None:
         assert line["non_finite"]["tasks"] == ["seg"]
         assert "sample4" in line["non_finite"]["sample_tokens"]
         assert len(line["non_finite"]["sample_tokens"]) == 4
+
+
+@pytest.mark.parametrize("balancer", ["sum", "pcgrad"])
+def test_an_overflow_on_one_rank_lowers_the_scale_on_both(two: Path, balancer: str) -> None:
+    lines = [line for line in read_log(two / f"fp16{balancer}" / "log.jsonl") if line["kind"] == "train"]
+    bad = [line for line in read_log(two / "bad" / "log.jsonl") if line.get("skipped")]
+    overflows = [line for line in lines if "overflow" in line]
+    assert 1 <= len(overflows) < len(lines)
+    assert {line["step"] for line in overflows} <= {line["step"] for line in bad}  # those with sample 4
+    assert all(line["skipped"] and "non_finite" not in line for line in overflows)
+    assert lines[-1]["loss_scale"] < 1024
+    first, second = (torch.load(f"{two}/fp16{balancer}.end{rank}", weights_only=True) for rank in (0, 1))
+    assert first["loss_scaler"]["num_overflows"] == len(overflows)
+    toy_world.assert_same(first, second)
 
 
 def test_another_world_size_is_refused(two: Path) -> None:

@@ -24,11 +24,16 @@ WORLDS = {"toy": toy_world.config, "bev": bev_world.config}
 def train(
     work_dir: str, *, world: str = "toy", resume: bool = False, stop_after: int | None = None, **changes: Any
 ) -> None:
-    """Train; the statistics that each rank holds at the end go to `<work_dir>.statistics<rank>`."""
+    """Train; what each rank holds at the end goes to `<work_dir>.statistics<rank>` and `<work_dir>.end<rank>`."""
     runner = PerceptionRunner.from_cfg(WORLDS[world](work_dir, resume=resume, **changes))
     runner.train(stop_after=stop_after)
     statistics = bev_world.running_statistics(runner.bare_model.state_dict())
     torch.save(statistics, f"{work_dir}.statistics{runner.rank}")
+    end = {
+        "weights": {name: p.detach() for name, p in runner.bare_model.named_parameters()},
+        "loss_scaler": runner.optim_wrapper.state_dict()["balancing"]["loss_scaler"],
+    }
+    torch.save(end, f"{work_dir}.end{runner.rank}")
 
 
 def signal_at(work_dir: str, *, step: int, rank: int, number: int, **changes: Any) -> None:

@@ -81,6 +81,19 @@ class _Poison(torch.autograd.Function):
         return grad * float("nan")
 
 
+class Overflow(torch.autograd.Function):
+    """Stands for an operation whose gradient overflows beyond `limit`."""
+
+    @staticmethod
+    def forward(ctx, x, limit):  # noqa: ANN001, ANN205
+        ctx.limit = limit
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        return torch.where(grad.abs() > ctx.limit, torch.inf, grad), None
+
+
 class ToyModel(BaseModel):
     task_names = ("det", "seg")
     kpi_metrics = {"det": ("mIoU",), "seg": ("mIoU", "count")}
@@ -114,6 +127,8 @@ class ToyModel(BaseModel):
         if bool(has_seg.any()):
             if "grad" in flags:
                 seg = _Poison.apply(seg)
+            if "large" in flags:
+                seg = Overflow.apply(seg, 500.0)
             losses["seg.loss_ce"] = ((seg - target[:, 1])[has_seg] ** 2).mean()
             if "loss" in flags:
                 losses["seg.loss_ce"] = losses["seg.loss_ce"] * float("nan")
