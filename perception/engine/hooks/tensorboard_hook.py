@@ -1,6 +1,7 @@
 """Losses and metrics to TensorBoard."""
 
 from collections.abc import Mapping
+from itertools import permutations
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -48,7 +49,10 @@ class TensorboardHook(Hook):
         }
         if line["grad_norm"] is not None:
             scalars["train/grad_norm"] = line["grad_norm"]
-        scalars |= flatten_numbers(line.get("balance", {}), prefix="balance")
+        if "loss_scale" in line:
+            scalars["train/loss_scale"] = line["loss_scale"]
+        balance = line.get("balance", {})
+        scalars |= flatten_numbers(balance, prefix="balance") | flatten_projections(balance)
         runner.visualizer.add_scalars(scalars, step=line["step"])
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
@@ -77,3 +81,19 @@ def flatten_numbers(tree: Mapping[str, Any], *, prefix: str) -> dict[str, float]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}/{key}"] = float(value)
     return flat
+
+
+def flatten_projections(balance: Mapping[str, Any]) -> dict[str, float]:
+    """Pairs of tasks by "balance/<method>/projected/<task>/<task>": 1 if the first lost its part against the second.
+
+    Example:
+        >>> balance = {"coefficients": {"det": 1.0, "seg": 1.5}, "WPCGrad": {"projected": [["seg", "det"]]}}
+        >>> flatten_projections(balance)
+        {'balance/WPCGrad/projected/det/seg': 0.0, 'balance/WPCGrad/projected/seg/det': 1.0}
+    """
+    return {
+        f"balance/{name}/projected/{first}/{second}": float([first, second] in part["projected"])
+        for name, part in balance.items()
+        if isinstance(part, Mapping) and "projected" in part
+        for first, second in permutations(balance["coefficients"], 2)
+    }
