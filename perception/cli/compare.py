@@ -25,7 +25,7 @@ def add_parser(verbs: Any) -> None:
         perception compare bevformer_nano --balancers sum,pcgrad --single det=bevformer_nano_det,seg=bevformer_nano_seg
         perception compare bevformer_nano --balancers sum,amtl --single det=work_dirs/det,seg=work_dirs/seg
         perception compare bevformer_nano --balancers-file balancers.json --work-dir work_dirs/arguments
-        perception compare bevformer_nano --balancers sum,mgda --set optim_wrapper.watch="{'gram_interval': 20}"
+        perception compare bevformer_nano --balancers sum,mgda --set optim_wrapper.watch.gram_interval=20
         """,
     )
     parser.add_argument("config", metavar="CONFIG", help="config file or short name of the multi-task model")

@@ -55,7 +55,7 @@ def plot_balance(log_path: str | Path, out_path: str | Path) -> Path:
         raise ValueError(
             f"{log_path} says nothing of balancing: no training line has numbers under 'balance'. The plain sum "
             "compares no gradients: to measure their cosines in every 100th update train with --set "
-            "'optim_wrapper.watch={\"gram_interval\": 100}', or with a method: --set optim_wrapper.balancer=pcgrad"
+            "optim_wrapper.watch.gram_interval=100, or with a method: --set optim_wrapper.balancer=pcgrad"
         )
     rows = _rows(records)
     heights = [height for height, _ in rows]

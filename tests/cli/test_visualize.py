@@ -47,5 +47,5 @@ def test_what_is_refused(run_folder, tmp_path, capsys):
     assert "no log.jsonl" in capsys.readouterr().err
     (run_folder / "log.jsonl").write_text('{"kind": "train", "step": 1, "balance": {}}\n', encoding="utf-8")
     assert main(["visualize", "balance", str(run_folder)]) == 1
-    assert 'optim_wrapper.watch={"gram_interval": 100}' in capsys.readouterr().err
+    assert "--set optim_wrapper.watch.gram_interval=100" in capsys.readouterr().err
     assert not (run_folder / "balance.png").exists()

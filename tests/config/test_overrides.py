@@ -70,6 +70,14 @@ def test_argument_of_the_constructor_that_the_config_leaves_out():
     assert load_config("bevformer_nano", ["model.use_history=false"]).model.use_history is False
 
 
+def test_watching_is_switched_on_by_one_key():
+    assert load_config("bevformer_nano").optim_wrapper.watch == {"gram_interval": 0}
+    changed = load_config("bevformer_nano", ["optim_wrapper.watch.gram_interval=100"])
+    assert changed.optim_wrapper.watch == {"gram_interval": 100}
+    with pytest.raises(ConfigError, match="Did you mean 'gram_interval'"):
+        load_config("bevformer_nano", ["optim_wrapper.watch.gram_intervall=100"])
+
+
 def test_unknown_argument_is_refused():
     with pytest.raises(ConfigError, match="Did you mean 'use_history'"):
         load_config("bevformer_nano", ["model.use_histroy=false"])

@@ -143,7 +143,9 @@ def test_one_update_and_every_row_can_be_drawn(tmp_path):
 
 @pytest.mark.parametrize("lines", [[], [line(1), line(2)], [{"kind": "val", "step": 1, "metrics": {}}]])
 def test_a_log_without_balancing_is_refused_with_the_remedy(tmp_path, lines):
-    with pytest.raises(ValueError, match=r"nothing of balancing.*watch=.*gram_interval.*100"):
+    with pytest.raises(
+        ValueError, match=r"nothing of balancing.*--set optim_wrapper.watch.gram_interval=100"
+    ):
         plot_balance(write(tmp_path, lines), tmp_path / "balance.png")
     assert not (tmp_path / "balance.png").exists()
 

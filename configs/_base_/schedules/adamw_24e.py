@@ -13,7 +13,8 @@ optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.1)}),
     clip_grad=dict(max_norm=35.0, norm_type=2),
-    precision="auto",  # bf16 where CUDA has it
+    watch=dict(gram_interval=0),  # never measures the cosines of methods that do not need them
+    precision="auto",  # bf16 where CUDA has it, see docs/training.md
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
