@@ -13,6 +13,7 @@ A line has a `kind`:
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,11 @@ class JsonlLog:
         self.path = Path(run_folder) / LOG_FILE
         self._file: Any = None
 
-    def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a half-written last line is left out."""
-        return read_log(self.path)
-
     def rewind(self, *, step: int) -> None:
         """Drop the lines of steps after `step`: the resumed run will write them again."""
         self.close()
-        kept = [line for line in self.read() if line.get("step", 0) <= step]
-        write_bytes_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode("utf-8"))
+        kept = (line for line in iter_log(self.path) if line.get("step", 0) <= step)
+        write_bytes_atomic(self.path, ((json.dumps(line) + "\n").encode("utf-8") for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system.
@@ -72,15 +69,32 @@ class JsonlLog:
             self._file = None
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a `log.jsonl`; empty if there is none; a half-written last line is left out.
+def iter_log(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Lines of a `log.jsonl`, one at a time: on the full data set a run's are gigabytes as Python objects.
+
+    None if there is no such file; a half-written last line is left out.
 
     Raises:
         json.JSONDecodeError: a line other than the last is not JSON.
     """
     path = Path(path)
     if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last newline was cut off by a crash (or is empty).
-    return [json.loads(line) for line in lines[:-1]]
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):  # what follows the last one was cut off by a crash
+                yield json.loads(line)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """All lines of a `log.jsonl`, as `iter_log`."""
+    return list(iter_log(path))
+
+
+def last_evaluation(path: str | Path, *, step: int) -> dict[str, Any] | None:
+    """The last `val` line of a log at a step, None if that step was not evaluated."""
+    found = None
+    for line in iter_log(path):
+        if line["kind"] == "val" and line["step"] == step:
+            found = line
+    return found

@@ -14,7 +14,7 @@ from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import find_checkpoint
 from perception.engine.evaluation_parts import evaluation_parts
-from perception.engine.jsonl_log import read_log
+from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
 from perception.engine.run_folder import LOG_FILE, METRICS_FILE, headline_scores, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner
@@ -195,10 +195,7 @@ def _in_scene_order(dataset: Any) -> Iterator[int]:
 
 def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
     # From the run's own log: a metrics.json may lie there from an evaluation of something else.
-    lines = read_log(Path(runner.work_dir) / LOG_FILE)
-    last = next(
-        (line for line in reversed(lines) if line["kind"] == "val" and line["step"] == runner.iter), None
-    )
+    last = last_evaluation(Path(runner.work_dir) / LOG_FILE, step=runner.iter)
     return {} if last is None else headline_scores(last["metrics"])
 
 

@@ -39,7 +39,7 @@ from perception.engine.hooks import (
     TensorboardBackend,
     TensorboardHook,
 )
-from perception.engine.jsonl_log import read_log
+from perception.engine.jsonl_log import last_evaluation
 from perception.engine.rank_failure import fail_together
 from perception.engine.rng import get_rng_state, set_rng_state
 from perception.engine.run_folder import (
@@ -414,9 +414,8 @@ class PerceptionRunner(FlexibleRunner):
         """Whether an evaluation due at this step was cut off: the log has no line of it."""
         if not is_due:
             return False
-        lines = read_log(Path(self.work_dir) / LOG_FILE) if self.rank == 0 else []
-        is_done = any(line["kind"] == "val" and line["step"] == step for line in lines)
-        return max_over_ranks(int(self.rank == 0 and not is_done)) == 1
+        is_pending = self.rank == 0 and last_evaluation(Path(self.work_dir) / LOG_FILE, step=step) is None
+        return max_over_ranks(int(is_pending)) == 1
 
     # ------------------------------------------------------------------ details
 

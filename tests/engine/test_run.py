@@ -17,7 +17,7 @@ from perception.engine import (
     train,
     update_summary,
 )
-from perception.engine.jsonl_log import JsonlLog
+from perception.engine.jsonl_log import JsonlLog, last_evaluation
 
 FILES = {
     "config.json",
@@ -142,9 +142,22 @@ def test_log_survives_a_cut_line_and_rewinds(tmp_path: Path) -> None:
     log.close()
     with open(log.path, "a") as file:
         file.write('{"kind": "tra')
-    assert [line["step"] for line in log.read()] == [1, 2, 3]
+    assert [line["step"] for line in read_log(log.path)] == [1, 2, 3]
     log.rewind(step=2)
-    assert [line["step"] for line in log.read()] == [1, 2]
+    assert [line["step"] for line in read_log(log.path)] == [1, 2]
+
+
+def test_the_last_evaluation_of_a_step(tmp_path: Path) -> None:
+    log = JsonlLog(tmp_path)
+    assert last_evaluation(log.path, step=2) is None
+    for step, score in ((2, 0.1), (2, 0.2), (4, 0.3)):
+        log.write({"kind": "train", "step": step})
+        log.write({"kind": "val", "step": step, "metrics": {"NDS": score}})
+    log.close()
+    found = last_evaluation(log.path, step=2)
+    assert found is not None
+    assert found["metrics"] == {"NDS": 0.2}
+    assert last_evaluation(log.path, step=3) is None
 
 
 def test_tensorboard(tmp_path: Path) -> None:

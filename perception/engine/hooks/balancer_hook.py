@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.hooks import Hook
 
 from perception.engine.collectives import gather_json
-from perception.engine.jsonl_log import read_log
+from perception.engine.jsonl_log import last_evaluation
 from perception.engine.run_folder import LOG_FILE
 from perception.registry import HOOKS
 
@@ -25,11 +25,10 @@ class BalancerHook(Hook):
         """After a resume, hand over the scores of the evaluation at this very step."""
         found = None
         if runner.rank == 0 and runner.iter > 0:
-            lines = read_log(f"{runner.work_dir}/{LOG_FILE}")
-            found = [line for line in lines if line["kind"] == "val" and line["step"] == runner.iter][-1:]
+            found = last_evaluation(f"{runner.work_dir}/{LOG_FILE}", step=runner.iter)
         told = gather_json(found)[0]
-        if told:
-            runner.optim_wrapper.balanced.update_kpis(told[0]["metrics"], step=runner.iter)
+        if told is not None:
+            runner.optim_wrapper.balanced.update_kpis(told["metrics"], step=runner.iter)
 
     def before_train_epoch(self, runner: Any) -> None:
         """Begin the epoch, counted from 1."""
