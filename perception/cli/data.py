@@ -46,6 +46,7 @@ def add_parser(verbs: Any) -> None:
         perception data prepare data/nuscenes-synthetic
         perception data prepare data/nuscenes --version v1.0-trainval
         perception data prepare /read/only/nuscenes --version v1.0-mini --out data/index
+        perception data prepare data/nuscenes --version v1.0-trainval --splits my_train my_val
         """,
     )
     verify = add_verb(
@@ -63,6 +64,12 @@ def add_parser(verbs: Any) -> None:
         kind.add_argument("root", metavar="ROOT", help="folder that holds v1.0-*/ and samples/")
         kind.add_argument("--version", help="e.g. v1.0-mini; default the only one there is")
     prepare.add_argument("--out", help="folder for the index; default ROOT/perception_index")
+    prepare.add_argument(
+        "--splits",
+        nargs="+",
+        metavar="NAME",
+        help="only these splits, official or of v1.0-*/splits.json; default all, whose images must all be there",
+    )
     verify.add_argument("--no-decode", action="store_true", help="do not decode every image")
 
 
@@ -92,7 +99,7 @@ def run_prepare(args: argparse.Namespace) -> int:
     """Build an index."""
     from perception.datasets import prepare
 
-    for path in prepare(args.root, version=args.version, out=args.out):
+    for path in prepare(args.root, version=args.version, out=args.out, splits=args.splits):
         print(path)
     return exit_codes.OK
 

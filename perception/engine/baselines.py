@@ -17,7 +17,7 @@ from perception.datasets import (
 )
 from perception.engine.evaluation_parts import evaluation_parts
 from perception.engine.run_folder import headline_scores, to_plain, update_summary
-from perception.evaluation import baseline_predictions
+from perception.evaluation import GatheredMetric, baseline_predictions
 from perception.registry import DATASETS
 from perception.utils import write_json_atomic
 
@@ -78,6 +78,8 @@ def score_baseline(
     evaluator = Evaluator(metrics_config)
     evaluator.dataset_meta = dataset.metainfo
     for metric in evaluator.metrics:
+        if isinstance(metric, GatheredMetric):
+            metric.check_dataset(dataset.metainfo)
         if subset is not None and hasattr(metric, "is_subset"):
             metric.is_subset = True
     for sample in baseline_predictions(name, dataset, training_dataset=training):

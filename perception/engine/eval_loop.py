@@ -26,6 +26,10 @@ class EvalLoop(BaseLoop):
         evaluator: an Evaluator, or configs of metrics.
         mode: which of MMEngine's hooks are called: those of validation or those of test.
         precision: of the forwards; None takes the training's (`optim_wrapper.precision`), fp32 without a training.
+
+    Raises:
+        ConfigError: a metric is set to another version or split than the loader's.
+        DataError: a metric has nothing to score against.
     """
 
     def __init__(
@@ -40,6 +44,9 @@ class EvalLoop(BaseLoop):
         super().__init__(runner, dataloader)
         self.evaluator = evaluator if isinstance(evaluator, Evaluator) else runner.build_evaluator(evaluator)
         self.evaluator.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
+        for metric in self.evaluator.metrics:
+            if hasattr(metric, "check_dataset"):
+                metric.check_dataset(self.evaluator.dataset_meta or {})
         self.mode = mode
         self.precision = (
             precision_of(runner.optim_wrapper) if precision is None else resolve_precision(precision)

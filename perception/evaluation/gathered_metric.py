@@ -59,6 +59,17 @@ class GatheredMetric(BaseMetric):
         """Tokens that must all be present; None if only their number is known. Main rank only."""
         return None
 
+    def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
+        """Look, before a sample is predicted, whether the metric can score a dataset.
+
+        Args:
+            metainfo: the dataset's.
+
+        Raises:
+            ConfigError: the metric is set to something else than the dataset holds.
+            DataError: what the metric reads is not there.
+        """
+
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Append one (token, result) pair per data sample.
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from nuscenes import NuScenes
 
+from perception.config import ConfigError
 from perception.evaluation._devkit import evaluate_detections, open_tables, split_tokens
 from perception.evaluation._results import SampleBoxes, boxes2entries, lidar2global, select_boxes
 from perception.evaluation.gathered_metric import GatheredMetric, logger
 from perception.registry import METRICS
 from perception.structures import CLASS_NAMES
-from perception.utils import write_bytes_atomic, write_json_atomic
+from perception.utils import DataError, write_bytes_atomic, write_json_atomic
 
 TP_ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 """The devkit's names of the true-positive errors → ours (metres, 1 − IoU, rad, m/s, 1 − accuracy)."""
@@ -91,7 +92,7 @@ class NuScenesDetectionMetric(GatheredMetric):
 
     @cached_property
     def tables(self) -> NuScenes:
-        """The nuScenes tables, loaded at the first use and kept."""
+        """The nuScenes tables, loaded at the first use of an evaluation and let go at its end."""
         return open_tables(self.data_root, self.version)
 
     @property
@@ -100,6 +101,25 @@ class NuScenesDetectionMetric(GatheredMetric):
         if self._class_names is not None:
             return tuple(self._class_names)
         return tuple((self.dataset_meta or {}).get("classes", CLASS_NAMES))
+
+    def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
+        """Compare version and split with those of the dataset's index; one of another origin may name neither.
+
+        The tables would tell as much, but only after the last sample, and loading the full set's takes a minute.
+
+        Raises:
+            ConfigError: another version or split.
+            DataError: the tables hold no annotation to score against.
+        """
+        for key, own in (("version", self.version), ("split", self.eval_set)):
+            found = metainfo.get(key)
+            if found is not None and found != own:
+                option = "version" if key == "version" else "eval_set"
+                raise ConfigError(
+                    f"the evaluated index is of {key} {found!r}, NuScenesDetectionMetric is set to {own!r}. Set the "
+                    f"evaluator's {option} to {found!r}, or the dataset's ann_file to another index."
+                )
+        self._check_annotations()
 
     def expected_tokens(self) -> list[str]:
         """All samples of the split."""
@@ -149,6 +169,26 @@ class NuScenesDetectionMetric(GatheredMetric):
                 return {}
             return self._score(results, result_path)
 
+    def evaluate(self, size: int) -> dict[str, Any]:
+        """As the base class; the full set's tables are gigabytes, which the training goes on without."""
+        try:
+            return super().evaluate(size)
+        finally:
+            self.__dict__.pop("tables", None)
+
+    def _check_annotations(self) -> None:
+        path = Path(self.data_root) / self.version / "sample_annotation.json"
+        if self.format_only or not path.is_file():
+            return  # a missing table is reported by `open_tables`
+        with path.open("rb") as file:
+            is_empty = b"".join(file.read(64).split()) == b"[]"
+        if is_empty:
+            raise DataError(
+                "the table is empty, so there is nothing to score against. Only write the result file: set the "
+                "evaluator's format_only=True and its out_dir, and leave out BEVSegMetric where there is no map",
+                path=path,
+            )
+
     def _result_file(self, results: Mapping[str, SampleBoxes]) -> Iterator[bytes]:
         """The file in nuScenes' form, sample by sample."""
         yield f'{{"meta": {json.dumps(_META)},\n"results": {{'.encode()
@@ -159,6 +199,7 @@ class NuScenesDetectionMetric(GatheredMetric):
         yield b"\n}}\n"
 
     def _score(self, results: dict[str, SampleBoxes], result_path: Path) -> dict[str, Any]:
+        self._check_annotations()
         whole_split = not self.is_subset
         if self.is_subset:
             total = self.expected_tokens()

@@ -135,6 +135,24 @@ def test_root_without_nuscenes(tmp_path, capsys):
         assert "v1.0-" in message
 
 
+def test_a_part_of_the_download(world, tmp_path, capsys):
+    """Some archives of the full set: the splits whose scenes are whole can be prepared alone."""
+    next((world / "samples" / "CAM_BACK").glob("*scene0061*")).unlink()
+    (world / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}))
+    words = ["data", "prepare", str(world), "--out", str(tmp_path / "index")]
+    assert "scene0061" in fail(words, capsys, 3)
+    assert main([*words, "--splits", "mine"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "index" / "v1.0-mini_mine.json")]
+    assert "Did you mean 'mine'?" in fail([*words, "--splits", "mne"], capsys, 3)
+
+
+def test_metric_of_another_split(options, tmp_path, capsys):
+    words = ["test", "bevformer_nano", "--untrained", "--work-dir", tmp_path / "run", *options]
+    message = fail([*words, "test_evaluator.0.eval_set=mini_train"], capsys, 2)
+    assert "split 'mini_val'" in message
+    assert "eval_set" in message
+
+
 def test_full_disk_during_a_save(options, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     real = os.fsync

@@ -13,6 +13,7 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection import evaluate
 from nuscenes.eval.detection.evaluate import DetectionEval
 
+from perception.config import ConfigError
 from perception.evaluation import NuScenesDetectionMetric, _devkit
 from perception.structures import CLASS_NAMES
 from perception.utils import DataError
@@ -117,13 +118,50 @@ def test_all_empty_predictions_score_zero(metric, tiny_samples, keep, caplog):
     assert ("No box was predicted" in caplog.text) == (keep == 0)
 
 
-def test_a_split_without_boxes_scores_zero(make_database, tmp_path, tiny_samples):
+def test_a_split_without_boxes_of_the_classes_scores_zero(make_database, tmp_path, tiny_samples):
+    root = make_database(tmp_path / "other")
+    path = root / "v1.0-mini" / "category.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([{**record, "name": "animal"} for record in records]))
+    scores = run(NuScenesDetectionMetric(data_root=str(root), version="v1.0-mini"), tiny_samples)
+    assert scores["NDS"] == scores["mAP"] == 0.0
+
+
+def test_tables_without_annotations_are_refused_not_scored(make_database, tmp_path, tiny_samples):
     root = make_database(tmp_path / "empty", with_boxes=False)
     # The devkit links instances to categories at start-up, so one instance without annotations is kept.
     records = [{"token": "i", "category_token": "cat-vehicle.car"}]
     (root / "v1.0-mini" / "instance.json").write_text(json.dumps(records))
-    scores = run(NuScenesDetectionMetric(data_root=str(root), version="v1.0-mini"), tiny_samples)
-    assert scores["NDS"] == scores["mAP"] == 0.0
+    metric = NuScenesDetectionMetric(data_root=str(root), version="v1.0-mini")
+    for score in (lambda: metric.check_dataset({}), lambda: run(metric, tiny_samples)):
+        with pytest.raises(DataError, match=r"nothing to score against.*format_only=True.*sample_annotation"):
+            score()
+    writing = NuScenesDetectionMetric(
+        data_root=str(root), version="v1.0-mini", format_only=True, out_dir=str(tmp_path / "out")
+    )
+    writing.check_dataset({"version": "v1.0-mini", "split": "mini_val"})
+    assert run(writing, tiny_samples) == {}
+
+
+@pytest.mark.parametrize(
+    ("metainfo", "message"),
+    [
+        ({"version": "v1.0-trainval", "split": "val"}, "version 'v1.0-trainval'.*set to 'v1.0-mini'"),
+        ({"version": "v1.0-mini", "split": "mini_train"}, "evaluator's eval_set to 'mini_train'"),
+    ],
+)
+def test_another_version_or_split_is_refused_before_the_first_sample(metric, metainfo, message):
+    with pytest.raises(ConfigError, match=message):
+        metric.check_dataset(metainfo)
+    metric.check_dataset({"version": "v1.0-mini", "split": "mini_val"})
+    metric.check_dataset({})  # an index of another origin
+    assert "tables" not in vars(metric)
+
+
+def test_the_tables_are_let_go_after_an_evaluation(metric, tiny_samples):
+    first = run(metric, tiny_samples)
+    assert "tables" not in vars(metric)
+    assert run(metric, tiny_samples) == first
 
 
 def test_subset_is_scored_on_its_own_ground_truth_and_marked(tiny_root, tiny_samples, caplog):
