@@ -55,7 +55,7 @@ from perception.engine.run_folder import (
 from perception.engine.strategies import DDPStrategy, SingleStrategy
 from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
-from perception.engine.vocabulary import check_vocabulary, read_vocabulary
+from perception.engine.vocabulary import check_classes, check_vocabulary, read_vocabulary
 from perception.engine.work_dir import WorkDirError, WorkDirLock, prepare_work_dir
 from perception.registry import RUNNERS, SCOPE, STRATEGIES
 from perception.utils import get_logger, write_json_atomic
@@ -360,9 +360,11 @@ class PerceptionRunner(FlexibleRunner):
 
         Raises:
             CheckpointError: damaged, or classes, tasks, weights or the way of running differ.
+            ConfigError: the classes of data sets and model differ.
         """
         if self._has_loaded:
             return
+        check_classes(self.bare_model, self._datasets())
         self._prepare_balancer()
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
@@ -458,10 +460,16 @@ class PerceptionRunner(FlexibleRunner):
         )
 
     def _vocabulary(self) -> dict[str, Any]:
-        for loop in (self._train_loop, self._val_loop, self._test_loop):
-            if hasattr(loop, "dataloader"):
-                return read_vocabulary(self.bare_model, loop.dataloader.dataset)
-        return read_vocabulary(self.bare_model, None)
+        return read_vocabulary(self.bare_model, next(iter(self._datasets().values()), None))
+
+    def _datasets(self) -> dict[str, Any]:
+        """Datasets of the loops that have been built, by the names of their loaders."""
+        loops = {"train": self._train_loop, "val": self._val_loop, "test": self._test_loop}
+        return {
+            f"{name}_dataloader": loop.dataloader.dataset
+            for name, loop in loops.items()
+            if hasattr(loop, "dataloader")
+        }
 
     def _has_checkpoints(self) -> bool:
         folder = Path(self.work_dir) / CHECKPOINTS_DIR

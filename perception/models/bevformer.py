@@ -104,6 +104,11 @@ class BEVFormer(BaseModel):
         detection = DETECTION_TASKS if self.box_head is not None else ()
         return detection + (SEGMENTATION_TASKS if self.seg_head is not None else ())
 
+    @property
+    def num_classes(self) -> int | None:
+        """Number of detection classes, None without a box head."""
+        return None if self.box_head is None else self.box_head.num_classes
+
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the last layer that all tasks share: the encoder's last linear layer and its norm."""
         last = self.bev_encoder.layers[-1]

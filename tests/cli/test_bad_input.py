@@ -128,6 +128,27 @@ def test_class_list_differs_from_the_checkpoints(options, weights, tmp_path, cap
     assert str(weights) in message
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "model.box_head.num_classes=3",
+            ["tells 3 classes apart", "train_dataloader has 10", "traffic_cone"],
+        ),
+        (
+            f"val_dataloader.dataset.class_names={json.dumps([*reversed(CLASS_NAMES)])}",
+            ["another order", "'traffic_cone' in val_dataloader", "'car' in train_dataloader"],
+        ),
+        ("val_dataloader.dataset.pipeline.-2.filled=true", ["only in val_dataloader ['drivable_area']"]),
+    ],
+)
+def test_classes_that_do_not_agree(options, tmp_path, capsys, change, expected):
+    """Labels are positions in a list: without this check one class would be scored as another."""
+    message = fail(["train", "bevformer_nano", "--work-dir", tmp_path / "run", *options, change], capsys, 2)
+    assert all(text in message for text in expected)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_root_without_nuscenes(tmp_path, capsys):
     for verb in ("prepare", "verify"):
         message = fail(["data", verb, tmp_path], capsys, 3)
