@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from perception.config.errors import ConfigError
 from perception.config.load import override_config
+from perception.config.types import type_name
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _EVALUATORS = ("val_evaluator", "test_evaluator")
@@ -49,7 +50,7 @@ def _data_roots(value: Any, key: str) -> Iterator[str]:
 
 
 def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _LOADERS) -> list[str]:
-    """What the data loaders' roots and indexes, the metrics' tables and the backbone's weights lack, one sentence each.
+    """What roots, indexes, vector maps, the metrics' tables and the backbone's weights lack, one sentence each.
 
     Args:
         cfg: the config.
@@ -100,12 +101,30 @@ def _dataset_problems(dataset: Mapping[str, Any]) -> list[str]:
     )
     if not folder.is_dir():
         return [f"The data root {data_root} does not exist. Make it by {make}; see data/README.md."]
-    if not any(path.is_dir() for path in folder.glob("v1.0-*")):
+    versions = [path.name for path in folder.glob("v1.0-*") if path.is_dir()]
+    if not versions:
         return [
             f"The data root {data_root} holds no nuScenes: there is no folder v1.0-mini, v1.0-trainval or v1.0-test "
             f"in it. Make it by {make}; see data/README.md."
         ]
+    problems = []
     index = folder / ann_file
     if not index.is_file():
-        return [f"The index {index} does not exist. Make it by perception data prepare {data_root}"]
-    return []
+        version = index.name.partition("_")[0]
+        choice = f" --version {version}" if version in versions else ""
+        problems.append(
+            f"The index {index} does not exist. Make it by perception data prepare {data_root}{choice}"
+        )
+    return [*problems, *_map_problems(dataset, data_root)]
+
+
+def _map_problems(dataset: Mapping[str, Any], data_root: str) -> Iterator[str]:
+    for step in dataset.get("pipeline") or ():
+        if type_name(step.get("type", "")).rpartition(".")[2] != "LoadBEVMap":
+            continue
+        maps = Path(step.get("map_root") or data_root) / "maps" / "expansion"
+        if step.get("on_missing", "error") == "error" and not any(maps.glob("*.json")):
+            yield (
+                f"The map task needs the vector maps {maps}/*.json, which are not there. Download 'nuScenes map "
+                "expansion v1.3' from nuscenes.org and unpack it there, or train boxes alone; see docs/data.md."
+            )

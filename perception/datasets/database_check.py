@@ -178,6 +178,14 @@ def _map_problems(root: Path, database: Database) -> Iterator[Problem]:
                 NuScenesVectorMap(root, location)
             except DataError as error:
                 yield Problem(error.message, path=error.path or str(map_path(root, location)))
+    with_mask = {token for record in database["map"].values() for token in record["log_tokens"]}
+    for token in database["log"]:
+        if token not in with_mask:
+            yield Problem(
+                "no record of table map names this log; nuscenes-devkit does not load such tables for the evaluation",
+                table="log",
+                token=token,
+            )
     for token, record in database["map"].items():
         if not (root / record["filename"]).is_file():
             yield Problem(

@@ -158,10 +158,30 @@ def test_missing_data_is_told_once_with_the_command(tmp_path):
     root.mkdir()
     assert "holds no nuScenes" in missing_data(data_config(root))[0]
     (root / "v1.0-mini").mkdir()
-    assert f"perception data prepare {root}" in missing_data(data_config(root))[0]
+    assert f"perception data prepare {root} --version v1.0-mini" in missing_data(data_config(root))[0]
     (root / "perception_index").mkdir()
     (root / "perception_index" / "v1.0-mini_mini_val.json").write_text("{}")
     assert missing_data(data_config(root)) == []
+
+
+def test_missing_vector_maps_are_told(tmp_path):
+    config = data_config(tmp_path)
+    index = tmp_path / "perception_index" / "v1.0-mini_mini_val.json"
+    for folder in (tmp_path / "v1.0-mini", index.parent):
+        folder.mkdir()
+    index.touch()
+    step = {"type": "perception.datasets.LoadBEVMap", "grid": {}}
+    config["val_dataloader"]["dataset"]["pipeline"] = [{"type": "perception.datasets.PackBEVInputs"}, step]
+    (told,) = missing_data(config)
+    assert f"{tmp_path}/maps/expansion" in told
+    assert "map expansion v1.3" in told
+    step["on_missing"] = "skip"
+    assert missing_data(config) == []
+    step.update(on_missing="error", map_root=str(tmp_path / "elsewhere"))
+    assert "elsewhere/maps/expansion" in missing_data(config)[0]
+    (tmp_path / "elsewhere" / "maps" / "expansion").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "maps" / "expansion" / "boston-seaport.json").touch()
+    assert missing_data(config) == []
 
 
 def test_a_metrics_missing_tables_and_missing_weights_are_told(tmp_path):

@@ -168,6 +168,7 @@ def test_unknown_and_empty_splits(tiny_copy, edit_table):
         ("category", lambda r: r[0].update(name="vehicle.tank"), "not one of nuScenes' categories"),
         ("log", lambda r: r[0].update(location="moon"), "unknown location 'moon'"),
         ("map", lambda r: r[0].update(filename="maps/no.png"), "the map's mask is missing"),
+        ("log", lambda r: r.append({**r[0], "token": "new"}), "no record of table map names this log"),
     ],
 )
 def test_defects_in_values_are_reported(tiny_copy, edit_table, table, change, pattern):

@@ -267,7 +267,7 @@ def test_augmented_map_fits_the_augmented_boxes(build):
     assert hits > 100
 
 
-def test_missing_map_is_an_error_or_left_out(build, tiny_copy):
+def test_missing_map_is_an_error_or_left_out_with_a_warning(build, tiny_copy, caplog):
     path = tiny_copy / "maps" / "expansion" / "singapore-onenorth.json"
     path.unlink()
     for cache_dir in (None, "auto"):
@@ -278,7 +278,11 @@ def test_missing_map_is_an_error_or_left_out(build, tiny_copy):
         with pytest.raises(DataError, match=r"map expansion v1\.3.*singapore-onenorth\.json"):
             dataset[0]
     pipeline = [LoadMultiViewImages(), LoadBEVMap(grid=GRID, on_missing="skip"), PackBEVInputs()]
-    assert "gt_bev_seg" not in build(data_root=tiny_copy, pipeline=pipeline)[0]["data_samples"]
+    dataset = build(data_root=tiny_copy, pipeline=pipeline)
+    assert all("gt_bev_seg" not in dataset[index]["data_samples"] for index in (0, 1))
+    told = [record.message for record in caplog.records if "no map target" in record.message]
+    assert len(told) == 1
+    assert str(path) in told[0]
 
 
 @pytest.mark.parametrize(("filled", "last"), [(False, "boundary"), (True, "drivable_area")])

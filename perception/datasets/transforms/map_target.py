@@ -11,7 +11,7 @@ from perception.datasets.transforms._base import BEVTransform
 from perception.datasets.vector_map import load_vector_map, map_path
 from perception.registry import TRANSFORMS
 from perception.structures import FILLED_MAP_CLASSES, MAP_CLASSES, MapGrid
-from perception.utils import DataError
+from perception.utils import DataError, get_logger
 
 
 @TRANSFORMS.register_module()
@@ -56,6 +56,7 @@ class LoadBEVMap(BEVTransform):
         self._map_root = map_root
         self._cache_dir = cache_dir
         self._caches: dict[str, MapCache] = {}
+        self._locations_without_map: set[str] = set()
 
     @property
     def map_classes(self) -> tuple[str, ...]:
@@ -67,6 +68,7 @@ class LoadBEVMap(BEVTransform):
         root = results["data_root"] if self._map_root is None else self._map_root
         location = results["map_location"]
         if self._on_missing == "skip" and not (location and map_path(root, location).is_file()):
+            self._warn_once(root, location)
             return results
         if not location:
             raise DataError(
@@ -87,6 +89,15 @@ class LoadBEVMap(BEVTransform):
             augmented = lidar2global @ np.linalg.inv(results["bev_aug"])
             target = self._draw(root, location, augmented, ground_z)
         return {**results, "gt_bev_seg": target}
+
+    def _warn_once(self, root: str, location: str) -> None:
+        if location in self._locations_without_map:
+            return
+        self._locations_without_map.add(location)
+        reason = f"there is no {map_path(root, location)}" if location else "the index has no map_location"
+        get_logger(__name__).warning(
+            "samples at %r have no map target, because %s (on_missing='skip')", location, reason
+        )
 
     def _draw(self, root: str, location: str, lidar2global: np.ndarray, ground_z: float) -> np.ndarray:
         vector_map = load_vector_map(str(root), location)
