@@ -88,3 +88,17 @@ def choose_model(name: str, checkpoint: str | None) -> ModelChoice:
             f"{name} belongs to no run folder with a config.json; give the config and --checkpoint {name}."
         )
     return ModelChoice(config=name, checkpoint=checkpoint, run_dir=None)
+
+
+def require_weights(choice: ModelChoice, remedy: str) -> str:
+    """The checkpoint of a choice, which must have one.
+
+    Raises:
+        ConfigError: it names no weights, or there is neither such a config nor such a folder.
+    """
+    from perception.config import ConfigError, find_config
+
+    if choice.checkpoint is not None:
+        return choice.checkpoint
+    find_config(choice.config)
+    raise ConfigError(f"{choice.config} is a config and names no weights; {remedy}")

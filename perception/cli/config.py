@@ -48,8 +48,10 @@ def run_ls(args: argparse.Namespace) -> int:
     """List."""
     from perception.config import list_configs
 
-    for name in list_configs():
-        print(f"{name.short:28s} {name.path.name}")
+    names = list_configs()
+    width = max((len(name.short) for name in names), default=0)
+    for name in names:
+        print(f"{name.short:{width}s}  {name.path.name}")
     return exit_codes.OK
 
 

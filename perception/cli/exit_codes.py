@@ -14,5 +14,6 @@ HELP = """exit codes:
   2    wrong command line or config
   3    data missing or damaged
   4    checkpoint missing, damaged or not fitting
-  143  stopped by SIGTERM, after saving
+  130  interrupted by Ctrl-C
+  143  stopped by SIGTERM or SIGUSR1, after saving
 """

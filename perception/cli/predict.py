@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._configs import choose_model, load_checked
+from perception.cli._configs import choose_model, load_checked, require_weights
 from perception.cli._parser import add_overrides, add_verb, positive_int
 
 
@@ -37,17 +37,14 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict and draw."""
-    from perception.config import ConfigError
-
     choice = choose_model(args.model, args.checkpoint)
-    if choice.checkpoint is None:
-        raise ConfigError(f"{args.model} is a config and names no weights; add --checkpoint PATH.")
+    checkpoint = require_weights(choice, "add --checkpoint PATH.")
     cfg = load_checked(choice.config, args, loaders=())
     from perception.engine.pictures import draw_predictions
 
     written = draw_predictions(
         cfg,
-        choice.checkpoint,
+        checkpoint,
         index=args.data,
         data_root=args.data_root,
         out=args.out,

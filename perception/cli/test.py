@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._configs import choose_model, default_work_dir, load_checked
+from perception.cli._configs import choose_model, default_work_dir, load_checked, require_weights
 from perception.cli._output import print_metrics, say
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
@@ -46,14 +46,11 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score."""
-    from perception.config import ConfigError
-
     choice = choose_model(args.model, args.checkpoint)
     needs_weights = not args.untrained and args.baseline is None
-    if needs_weights and choice.checkpoint is None:
-        raise ConfigError(
-            f"{args.model} is a config and names no weights; add --checkpoint PATH, --untrained or --baseline constant."
-        )
+    model_path = None
+    if needs_weights:
+        model_path = require_weights(choice, "add --checkpoint PATH, --untrained or --baseline constant.")
     work_dir = args.work_dir or (str(choice.run_dir) if choice.run_dir else default_work_dir(choice.config))
     loaders = ["test_dataloader"] + (["train_dataloader"] if args.baseline == "constant" else [])
     cfg = load_checked(choice.config, args, loaders=loaders, work_dir=work_dir)
@@ -64,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         from perception.engine import evaluate
 
-        model_path = choice.checkpoint if needs_weights else None
         metrics = evaluate(cfg, model_path, untrained=args.untrained, subset=args.subset)
     print_metrics(metrics)
     say(f"written to {work_dir}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from perception.config import ConfigError
 from perception.datasets import (
     LoadBEVMap,
     LoadMultiViewImages,
@@ -40,7 +41,7 @@ def browse(
         The files written.
 
     Raises:
-        IndexError: an index is out of range.
+        ConfigError: an index is out of range.
         DataError: a sample is defective.
     """
     if isinstance(dataset, NuScenesBEVDataset):
@@ -53,6 +54,9 @@ def browse(
         indices = sorted(
             set(np.linspace(0, len(built) - 1, min(num, len(built))).round().astype(int).tolist())
         )
+    wrong = [index for index in indices if not 0 <= index < len(built)]
+    if wrong:
+        raise ConfigError(f"there is no item {wrong[0]}; this dataset has the items 0 to {len(built) - 1}.")
     written = []
     for index in indices:
         item = built[index]

@@ -140,6 +140,7 @@ def test_training_without_data(capsys, tmp_path):
 def test_config_without_weights(capsys):
     assert "--untrained" in run(["test", "bevformer_nano"], capsys, 2).err
     assert "--checkpoint" in run(["predict", "bevformer_nano", "--data", "x.json"], capsys, 2).err
+    assert "Did you mean 'bevformer_nano'?" in run(["test", "bevformer_nan"], capsys, 2).err
 
 
 def test_folder_that_is_no_run(capsys, tmp_path):
@@ -148,7 +149,9 @@ def test_folder_that_is_no_run(capsys, tmp_path):
 
 
 def test_config_ls_show_diff(capsys):
-    assert "bevformer_nano_det" in run(["config", "ls"], capsys, 0).out
+    lines = run(["config", "ls"], capsys, 0).out.splitlines()
+    assert any(line.startswith("bevformer_nano_det ") for line in lines)
+    assert len({line.rindex(" ") for line in lines}) == 1  # columns, whatever the longest name
     shown = json.loads(run(["config", "show", "bevformer_nano", "--key", "train_cfg"], capsys, 0).out)
     assert shown["by_epoch"] is True
     assert "model.seg_head" in run(["config", "diff", "bevformer_nano", "bevformer_nano_det"], capsys, 0).out

@@ -38,6 +38,14 @@ def test_browse_draws_an_index(index, synthetic_root, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("item", ["4", "-1"])
+def test_browse_of_an_item_that_is_not_there(index, synthetic_root, tmp_path, capsys, item):
+    words = ["browse", str(index / "v1.0-mini_mini_val.json"), "--data-root", str(synthetic_root)]
+    assert main([*words, "--out", str(tmp_path), "--index", "0", item]) == 2
+    assert f"no item {item}; this dataset has the items 0 to 3" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_index_away_from_its_images(index, tmp_path, capsys):
     assert main(["browse", str(index / "v1.0-mini_mini_val.json"), "--out", str(tmp_path)]) == 3
     assert "--data-root" in capsys.readouterr().err
