@@ -20,13 +20,14 @@ class TaskGradients:
 
     With features in front of the parameters, the Gram matrix is over these alone, and they are never a task's own.
 
+    The memory can be used again by `restart`; a fresh T × P block per update would cost more than the Gram matrix.
+
     Args:
         parameters: n trainable parameters (features first) on one device.
         num_tasks: T.
         num_features: how many of them are features.
 
     Attributes:
-        rows: (T, P), at least float32.
         reached: (T, n) bool, on the CPU, whether a task's graph holds the parameter.
 
     Example:
@@ -47,17 +48,47 @@ class TaskGradients:
         sizes = [parameter.numel() for parameter in self.parameters]
         ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
         self._columns = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        self.rows = torch.zeros(num_tasks, sum(sizes), dtype=dtype, device=device)
+        # A row holds a parameter's elements in the order of its memory (channels last, say), so that copies are plain
+        # and the update has the strides that fused optimisers want.
+        self._strides = [torch.empty_like(parameter, device="meta").stride() for parameter in self.parameters]
+        self._rows = torch.empty(num_tasks, sum(sizes), dtype=dtype, device=device)
+        self._is_stale = torch.ones(num_tasks, len(sizes), dtype=torch.bool)  # neither a gradient of now nor 0
+        self._factors = torch.ones(num_tasks, dtype=torch.float64)
         self.reached = torch.zeros(num_tasks, len(sizes), dtype=torch.bool)
+
+    @property
+    def rows(self) -> Tensor:
+        """(T, P), at least float32, as they were added: without the factors of `scale_`; 0 where not reached."""
+        for task_idx, number in self._is_stale.nonzero().tolist():
+            self._rows[task_idx, self._columns[number]] = 0.0
+        self._is_stale.zero_()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def restart(self) -> None:
+        """Forget the gradients and keep their memory."""
+        self._is_stale |= self.reached
+        self._factors.fill_(1.0)
+        self.reached = torch.zeros_like(self.reached)
 
     def add(self, task_idx: int, loss: Tensor, *, retain_graph: bool) -> None:
         """Add the gradient of a 0-dim loss to a task's row."""
         found = torch.autograd.grad(loss, self.parameters, retain_graph=retain_graph, allow_unused=True)
-        row = self.rows[task_idx]
-        for number, (columns, gradient) in enumerate(zip(self._columns, found, strict=True)):
-            if gradient is not None:
-                row[columns] += gradient.reshape(-1)
-                self.reached[task_idx, number] = True
+        row, is_reached = self._rows[task_idx], self.reached[task_idx].tolist()
+        for number, gradient in enumerate(found):
+            if gradient is None:
+                continue
+            place = self._shaped(row, number)
+            if is_reached[number]:
+                place += gradient
+            else:
+                place.copy_(gradient)
+                is_reached[number] = True
+                self._is_stale[task_idx, number] = False
+        self.reached[task_idx] = torch.tensor(is_reached, dtype=torch.bool)
 
     def shared(self, present: Tensor) -> Tensor:
         """(n,) bool, what the Gram matrix is over: the features, or else what two or more present tasks (T,) reach."""
@@ -71,18 +102,17 @@ class TaskGradients:
         Args:
             present: (T,) bool; absent tasks have zeros.
         """
-        total = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64, device=self.rows.device)
+        rows = self.rows
+        total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
         for start, end in self._runs(self.shared(present)):
             whole = start + (end - start) // _CHUNK * _CHUNK
             if whole > start:
-                blocks = (
-                    self.rows[:, start:whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-                )  # (chunks, T, _CHUNK)
+                blocks = rows[:, start:whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)  # (chunks, T, _CHUNK)
                 total += (blocks @ blocks.mT).double().sum(dim=0)
-            rest = self.rows[:, whole:end].double()
+            rest = rows[:, whole:end].double()
             total += rest @ rest.T
-        mask = present.to(total.device)
-        return (total * mask[:, None] * mask).cpu()
+        factors = self._masked_factors(present)
+        return factors[:, None] * total.cpu() * factors
 
     def combine(self, coefficients: Tensor, present: Tensor, *, scale_heads: bool) -> list[Tensor | None]:
         """The update of each parameter: the sum of c_t g_t.
@@ -95,52 +125,70 @@ class TaskGradients:
         Returns:
             n tensors of the parameters' shapes and strides; None for a parameter that no present task reaches.
         """
-        mask = present.cpu()
-        factors = torch.where(mask, coefficients.detach().cpu().double(), 0.0)
-        update = factors.to(self.rows) @ self.rows  # (P,)
+        rows, mask = self.rows, present.cpu()
+        factors = self._masked_factors(mask)
+        totals = torch.where(mask, coefficients.detach().cpu().double() * factors, 0.0)
+        update = totals.to(rows) @ rows  # (P,)
         if not scale_heads:
             for start, end in self._runs(self._own(mask)):
-                update[start:end] = mask.to(self.rows) @ self.rows[:, start:end]
+                update[start:end] = factors.to(rows) @ rows[:, start:end]
         return self._split(update, mask)
 
     def combine_blocks(
         self, combine_block: Callable[[Tensor, Tensor], Tensor], present: Tensor, *, scale_heads: bool
     ) -> list[Tensor | None]:
         """As `combine`, each parameter's update made by `combine_block((T, ...) gradients, (T,) present)`."""
-        mask = present.cpu()
-        update = torch.empty_like(self.rows[0])
+        rows, mask = self.rows, present.cpu()
+        update = torch.empty_like(rows[0])
         own = self._own(mask)
+        factors = self._masked_factors(mask).to(rows)
         for number, (parameter, columns) in enumerate(zip(self.parameters, self._columns, strict=True)):
-            block = self.rows[:, columns]
+            block = rows[:, columns]
             if own[number] and not scale_heads:
-                update[columns] = mask.to(block) @ block
+                update[columns] = factors @ block
             else:
-                update[columns] = combine_block(block.view(-1, *parameter.shape), mask).reshape(-1)
+                block = torch.stack([self._shaped(row, number) for row in rows])
+                block *= factors.view(-1, *[1] * parameter.dim())
+                self._shaped(update, number).copy_(combine_block(block, mask))
         return self._split(update, mask)
 
     def scale_(self, factors: Tensor) -> None:
-        """Multiply each row by its factor, (T,)."""
-        self.rows *= factors.to(self.rows)[:, None]
+        """Multiply each task's gradient by its factor, (T,). It is kept apart: no pass over the rows."""
+        self._factors *= factors.detach().cpu()
 
     def find_twins(self) -> tuple[int, int] | None:
         """Two tasks whose rows are the same and not zero, which is one loss under two names; None: there are none."""
-        for first in range(len(self.rows)):
-            for second in range(first + 1, len(self.rows)):
-                if torch.equal(self.rows[first], self.rows[second]) and bool(self.rows[first].any()):
+        rows = self.rows
+        for first in range(len(rows)):
+            for second in range(first + 1, len(rows)):
+                if torch.equal(rows[first], rows[second]) and bool(rows[first].any()):
                     return first, second
         return None
 
     def bad_rows(self) -> list[int]:
         """Tasks whose gradient is not finite."""
-        return (~self.rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        rows = self.rows
+        # A sum is finite only if all its terms are. It is one pass without temporaries, and may overflow: look closer.
+        suspects = (~rows.sum(dim=1).isfinite()).nonzero().flatten().tolist()
+        return [task_idx for task_idx in suspects if not bool(rows[task_idx].isfinite().all())]
 
     def bad_parameters(self) -> list[int]:
         """Parameters for which some task's gradient is not finite."""
+        rows = self.rows
         return [
             number
             for number, columns in enumerate(self._columns)
-            if not bool(self.rows[:, columns].isfinite().all())
+            if not bool(rows[:, columns].isfinite().all())
         ]
+
+    def _masked_factors(self, present: Tensor) -> Tensor:
+        """(T,) float64, 0 for absent tasks."""
+        return torch.where(present.cpu(), self._factors, 0.0)
+
+    def _shaped(self, flat: Tensor, number: int) -> Tensor:
+        """The part of a (P,) vector that is a parameter's, in its shape."""
+        start = flat.storage_offset() + self._columns[number].start
+        return flat.as_strided(self.parameters[number].shape, self._strides[number], start)
 
     def _own(self, mask: Tensor) -> Tensor:
         """(n,) bool, which parameters one present task alone reaches."""
@@ -163,14 +211,6 @@ class TaskGradients:
     def _split(self, update: Tensor, mask: Tensor) -> list[Tensor | None]:
         is_reached = self.reached[mask].any(dim=0).tolist()
         return [
-            _laid_out_like(parameter, update[columns]) if reached else None
-            for parameter, columns, reached in zip(self.parameters, self._columns, is_reached, strict=True)
+            self._shaped(update, number).to(parameter.dtype) if is_reached[number] else None
+            for number, parameter in enumerate(self.parameters)
         ]
-
-
-def _laid_out_like(parameter: Tensor, flat: Tensor) -> Tensor:
-    # Fused optimisers walk through memory: a gradient must have its parameter's strides (channels last, say).
-    values = flat.view(parameter.shape).to(parameter.dtype)
-    if parameter.is_contiguous():
-        return values
-    return torch.empty_like(parameter, requires_grad=False).copy_(values)

@@ -113,10 +113,14 @@ class ParameterSource:
         self.coefficients: Tensor | None = None
         self.task_names: tuple[str, ...] = ()
         self._has_checked = False
+        self._gradients: TaskGradients | None = None
+        self._has_steps = False
         self._clear()
 
     def _clear(self) -> None:
-        self._gradients: TaskGradients | None = None
+        if self._gradients is not None:
+            self._gradients.restart()
+        self._has_steps = False
         self._losses = torch.zeros(self.num_tasks, dtype=torch.float64)
         self._present = torch.zeros(self.num_tasks, dtype=torch.bool)
 
@@ -125,6 +129,7 @@ class ParameterSource:
         self.task_names = step.losses.task_names
         if self._gradients is None:
             self._gradients = TaskGradients(self.parameters, self.num_tasks)
+        self._has_steps = True
         tasks = list(step.losses)
         for task in tasks:
             add_gradient(self._gradients, step, task, retain_graph=task is not tasks[-1])
@@ -135,7 +140,7 @@ class ParameterSource:
     def finish(self, loss_scale: float) -> NonFinite | None:
         """Combine the global task gradients, unscaled, and leave the update in `p.grad`."""
         gradients, present = self._gradients, self._present
-        if gradients is None:
+        if gradients is None or not self._has_steps:
             return None
         gradients.rows = sum_over_ranks(gradients.rows)
         gradients.reached = any_over_ranks(gradients.reached)
