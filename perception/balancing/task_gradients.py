@@ -52,7 +52,8 @@ class TaskGradients:
         # and the update has the strides that fused optimisers want.
         self._strides = [torch.empty_like(parameter, device="meta").stride() for parameter in self.parameters]
         self._rows = torch.empty(num_tasks, sum(sizes), dtype=dtype, device=device)
-        self._is_stale = torch.ones(num_tasks, len(sizes), dtype=torch.bool)  # neither a gradient of now nor 0
+        # Where the memory holds neither a gradient of now nor zeros.
+        self._is_stale = torch.ones(num_tasks, len(sizes), dtype=torch.bool)
         self._factors = torch.ones(num_tasks, dtype=torch.float64)
         self.reached = torch.zeros(num_tasks, len(sizes), dtype=torch.bool)
 
@@ -107,7 +108,8 @@ class TaskGradients:
         for start, end in self._runs(self.shared(present)):
             whole = start + (end - start) // _CHUNK * _CHUNK
             if whole > start:
-                blocks = rows[:, start:whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)  # (chunks, T, _CHUNK)
+                blocks = rows[:, start:whole].unflatten(1, (-1, _CHUNK))  # (T, chunks, _CHUNK)
+                blocks = blocks.transpose(0, 1)  # (chunks, T, _CHUNK)
                 total += (blocks @ blocks.mT).double().sum(dim=0)
             rest = rows[:, whole:end].double()
             total += rest @ rest.T

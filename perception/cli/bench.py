@@ -1,6 +1,9 @@
-"""``perception bench model | data``."""
+"""``perception bench model | data | balance``."""
 
 import argparse
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 from perception.cli import exit_codes
@@ -8,9 +11,11 @@ from perception.cli._configs import load_checked
 from perception.cli._output import print_json
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
+_RESNET = "resnet18"
+
 
 def add_parser(verbs: Any) -> None:
-    """Add the verb and its two kinds."""
+    """Add the verb and its kinds."""
     parser = verbs.add_parser(
         "bench", help="measure speed and memory", description="Measure speed and memory."
     )
@@ -41,8 +46,34 @@ def add_parser(verbs: Any) -> None:
     )
     data.add_argument("--split", choices=("train", "val", "test"), default="train", help="which data set")
     data.add_argument("--items", type=positive_int, default=20, help="items measured (default 20)")
+    balance = add_verb(
+        kinds,
+        "balance",
+        run_balance,
+        summary="measure a training step with each balancing method, and with TorchJD's and LibMTL's ways",
+        examples="""
+        perception bench balance
+        perception bench balance resnet18 --methods pcgrad,pcgrad-features,torchjd-pcgrad --steps 20
+        perception bench balance bevformer_nano --out work_dirs/balance_nano.json
+        """,
+    )
+    balance.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        default=_RESNET,
+        help=f"config, short name or run folder; or {_RESNET} (default), with four small heads on random images",
+    )
+    balance.add_argument("--methods", metavar="NAME,NAME", help="default all; an unknown name lists them")
+    balance.add_argument("--steps", type=positive_int, default=10, help="rounds measured (default 10)")
+    balance.add_argument("--batch-size", type=positive_int, help="default the config's; 2 for resnet18")
+    balance.add_argument("--image-size", type=positive_int, help="of resnet18, pixels (default 128)")
+    balance.add_argument("--threads", type=positive_int, help="CPU threads; default torch's")
+    balance.add_argument("--device", help="e.g. cpu; default CUDA where it is there")
+    balance.add_argument("--out", metavar="JSON", help="file for the result")
     for kind in (model, data):
         kind.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
+    for kind in (model, data, balance):
         kind.add_argument("--json", action="store_true", help="print JSON")
         add_data_root(kind)
         add_overrides(kind)
@@ -72,6 +103,56 @@ def run_data(args: argparse.Namespace) -> int:
     from perception.engine.benchmark import benchmark_data
 
     return _print(benchmark_data(cfg[loader]["dataset"], num_items=args.items), args)
+
+
+def run_balance(args: argparse.Namespace) -> int:
+    """Measure balancing methods."""
+    import torch
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    workload = _workload(args, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    from perception.engine.balance_benchmark import balance_table, benchmark_balance
+    from perception.utils import write_json_atomic
+
+    methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
+    result = benchmark_balance(workload, methods=methods, num_steps=args.steps)
+    result["command"] = shlex.join(["perception", *sys.argv[1:]])
+    if args.out is not None:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(args.out, result)
+    if args.json:
+        print_json(result)
+    else:
+        print(balance_table(result), end="")
+    return exit_codes.RUN_FAILED if result["failed"] else exit_codes.OK
+
+
+def _workload(args: argparse.Namespace, device: str) -> Any:
+    from perception.config import ConfigError
+
+    if args.config != _RESNET:
+        if args.image_size is not None:
+            raise ConfigError(
+                f"--image-size is for {_RESNET}; a config's images have the size of its pipeline"
+            )
+        cfg = load_checked(args.config, args, loaders=("train_dataloader",))
+        from perception.engine.balance_workloads import config_workload
+
+        loader = cfg.train_dataloader
+        batch_size = args.batch_size or loader["batch_size"]
+        return config_workload(
+            args.config, cfg.model, loader["dataset"], batch_size=batch_size, device=device
+        )
+    if args.overrides or args.data_root is not None:
+        raise ConfigError(
+            f"--set and --data-root are for configs; {_RESNET} takes --batch-size and --image-size"
+        )
+    from perception.engine.balance_workloads import resnet18_workload
+
+    return resnet18_workload(
+        batch_size=args.batch_size or 2, image_size=args.image_size or 128, device=device
+    )
 
 
 def _print(result: dict[str, Any], args: argparse.Namespace) -> int:

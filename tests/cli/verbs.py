@@ -17,5 +17,5 @@ VERBS = (
 SUBVERBS = {
     "data": ("synthesize", "prepare", "verify"),
     "config": ("ls", "show", "diff"),
-    "bench": ("model", "data"),
+    "bench": ("model", "data", "balance"),
 }
