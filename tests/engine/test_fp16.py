@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import bev_world
 import pytest
 import torch
 import toy_world
@@ -206,6 +207,19 @@ def test_resume_is_exact(tmp_path: Path, balancer: str) -> None:
     overflows = [line for line in lines[0] if "overflow" in line]
     assert 2 < len(overflows) < 20
     assert all(line["skipped"] for line in overflows)
+
+
+def test_bevformer_finds_a_scale_and_trains(tmp_path: Path) -> None:
+    """The real model at its smallest, on a CPU: what is skipped is skipped for an overflow, and most is not."""
+    changes = {"optim_wrapper__precision": "fp16", "optim_wrapper__loss_scale": {"init_scale": 2048.0},
+               "optim_wrapper__balancer": "pcgrad",
+               "train_cfg": {"by_epoch": False, "max_iters": 4, "val_interval": 0}}  # fmt: skip
+    runner = PerceptionRunner.from_cfg(bev_world.config(tmp_path, **changes))
+    runner.train()
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "train"]
+    assert all("non_finite" not in line for line in lines)
+    assert runner.optim_wrapper.num_updates == sum(not line["skipped"] for line in lines) >= 2
+    assert all(parameter.isfinite().all() for parameter in runner.bare_model.parameters())
 
 
 @pytest.mark.parametrize(

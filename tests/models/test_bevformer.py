@@ -220,16 +220,17 @@ def test_history_is_not_in_the_state_dict():
     assert set(model.state_dict()) == before
 
 
-def test_bf16_autocast_trains_and_predicts():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains_and_predicts(dtype):
     model = small_model(seg={"loss_dice_weight": 1.0})
     batch = make_batch(model, [make_item(1), make_item(2)])
     exact = small_model(seg={"loss_dice_weight": 1.0})(**batch, mode="loss")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         losses = model(**batch, mode="loss")
     sum(model.parse_losses(losses)[0].values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     assert_close(losses["cls.loss_focal"], exact["cls.loss_focal"], rtol=0.05, atol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+    with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         model.eval()(**batch, mode="predict")
 
 
