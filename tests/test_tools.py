@@ -1,0 +1,43 @@
+"""The scripts for people with MM habits: their own words, and then the command line's answers."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: str, *words: str | Path) -> int:
+    """Run a script as `python tools/SCRIPT WORDS` would, and return its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *(str(word) for word in words)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(TOOLS / script), run_name="__main__")
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_create_data_takes_mm_words(monkeypatch, synthetic_root, tmp_path):
+    words = ["nuscenes", "--root-path", synthetic_root, "--version", "v1.0-mini", "--out-dir", tmp_path]
+    assert run(monkeypatch, "create_data.py", *words) == 0
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["v1.0-mini_mini_train.json", "v1.0-mini_mini_val.json"]
+    assert json.loads((tmp_path / files[0]).read_text())["metainfo"]["split"] == "mini_train"
+    assert run(monkeypatch, "create_data.py", "nuscenes", "--root-path", tmp_path) == 3
+
+
+def test_test_takes_the_checkpoint_as_second_word(monkeypatch, nano_options, tmp_path, capsys):
+    missing = tmp_path / "model.safetensors"
+    words = ["bevformer_nano", missing, "--work-dir", tmp_path / "run", "--cfg-options", *nano_options]
+    assert run(monkeypatch, "test.py", *words) == 4
+    assert str(missing) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train.py", "browse_dataset.py", "visualize.py"])
+def test_others_are_the_command_line(monkeypatch, script, tmp_path, capsys):
+    assert (
+        run(monkeypatch, script, tmp_path / "none.py", *(["--out", tmp_path] * (script != "train.py"))) == 2
+    )
+    assert "perception: error: " in capsys.readouterr().err
