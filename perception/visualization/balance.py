@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from perception.visualization.balance_records import BalanceRecords, Series
-from perception.visualization.curves import TASK_COLOURS, save_figure, smooth
+from perception.visualization.curves import TASK_COLOURS, bare_axes, save_figure, smooth
 from perception.visualization.log_records import read_log
 
 _DPI = 110
@@ -295,6 +295,6 @@ def _name_epochs(axes: Axes, records: BalanceRecords) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    axes.tick_params(labelsize=8, colors=_SOFT)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare_axes(axes)
+    axes.tick_params(colors=_SOFT)
     axes.spines[["left", "bottom"]].set_color("#c5ccd6")

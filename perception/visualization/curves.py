@@ -93,9 +93,14 @@ def _cycle(count: int) -> list[str]:
 
 
 def _finish(axes: Axes) -> None:
+    bare_axes(axes)
     axes.set_xlabel("step", fontsize=9)
-    axes.tick_params(labelsize=8)
     axes.grid(color="#e6eaf0", linewidth=0.8)
+
+
+def bare_axes(axes: Axes) -> None:
+    """What all pictures of a run have in common: small tick labels, no frame above and to the right."""
+    axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
