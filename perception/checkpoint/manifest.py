@@ -56,8 +56,7 @@ def read_manifest(step_dir: Path) -> dict[str, Any]:
         ) from error
     if not is_intact:
         raise CheckpointError(
-            f"the manifest is damaged: expected sha256 {expected} of its content, actual {found} of the "
-            "file. "
+            f"the manifest is damaged: expected sha256 {expected} of its content, actual {found} of the file. "
             "Use another checkpoint",
             path=path,
         )
@@ -94,8 +93,7 @@ def verify_files(step_dir: Path, manifest: dict[str, Any]) -> None:
             ) from error
         if (size, actual) != (entry["size"], entry["sha256"]):
             raise CheckpointError(
-                f"the checkpoint's file {name} is damaged: expected sha256 {entry['sha256']} "
-                f"({entry['size']} bytes), "
+                f"the checkpoint's file {name} is damaged: expected sha256 {entry['sha256']} ({entry['size']} bytes), "
                 f"actual {actual} ({size} bytes). Use another checkpoint",
                 path=path,
             )

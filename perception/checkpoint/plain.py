@@ -34,8 +34,7 @@ def check_plain(content: Any, *, name: str, path: str) -> None:
         return
     raise CheckpointError(
         f"{name} is a {type(content).__module__}.{type(content).__name__}; a checkpoint holds tensors and "
-        "JSON-able "
-        "values only. Convert it in the owner's state_dict()",
+        "JSON-able values only. Convert it in the owner's state_dict()",
         path=path,
     )
 

@@ -61,9 +61,8 @@ def verify_checkpoint(step_dir: str | Path) -> dict[str, Any]:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: a step folder, a run folder's latest valid one, or a safetensors file.
 
-    In a run folder a damaged checkpoint is passed over with a warning that names the file and both hashes,
-    and the
-    one before it is taken.
+    In a run folder a damaged checkpoint is passed over with a warning that names the file and both hashes, and the one
+    before it is taken.
 
     Raises:
         CheckpointError: there is nothing there, or nothing valid, or it is a pickle.
@@ -97,9 +96,8 @@ def find_checkpoint(path: str | Path) -> Path:
 def list_checkpoints(root: Path) -> list[Path]:
     """Step folders of a `checkpoints` folder in the order in which they are tried.
 
-    First what `latest` points at, then by step, newest first; a copy set aside by an interrupted save comes
-    last
-    among those of its step.
+    First what `latest` points at, then by step, newest first; a copy set aside by an interrupted save comes last among
+    those of its step.
     """
     steps = [entry for entry in root.iterdir() if entry.is_dir() and names.step_of_dir(entry) is not None]
     steps.sort(key=lambda entry: (names.step_of_dir(entry), not names.is_set_aside(entry)), reverse=True)
@@ -107,8 +105,7 @@ def list_checkpoints(root: Path) -> list[Path]:
         pointed = root / (root / names.LATEST_FILE).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return steps
-    # A save that was killed between the rename and the pointer has left a newer, whole checkpoint: by time it
-    # wins.
+    # A save that was killed between rename and pointer has left a newer, whole checkpoint: by time it wins.
     newer = [entry for entry in steps if _is_newer(entry, pointed)]
     first = newer + ([pointed] if pointed in steps and pointed not in newer else [])
     return first + [entry for entry in steps if entry not in first]
@@ -123,8 +120,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     step_dir = find_checkpoint(path)
     if step_dir.is_file():
         raise CheckpointError(
-            "a .safetensors file holds weights only and cannot be resumed from. Use it as load_from, or "
-            "give a step "
+            "a .safetensors file holds weights only and cannot be resumed from. Use it as load_from, or give a step "
             "folder or run folder",
             path=step_dir,
         )
@@ -171,8 +167,7 @@ def _refuse_other_files(path: Path) -> None:
         return
     if path.suffix in names.PICKLE_SUFFIXES or path.name in names.PICKLE_SUFFIXES:
         raise CheckpointError(
-            f"{path.name} is refused: {path.suffix or path.name} files are pickles, which can run code when "
-            "they are "
+            f"{path.name} is refused: {path.suffix or path.name} files are pickles, which can run code when they are "
             "loaded, and there is no switch that loads them. Convert it to .safetensors where you trust it",
             path=path,
         )
@@ -186,8 +181,7 @@ def _is_newer(entry: Path, pointed: Path) -> bool:
     try:
         return entry != pointed and read_manifest(entry)["saved_at"] > read_manifest(pointed)["saved_at"]
     except CheckpointError:
-        # A damaged pair cannot be ordered by time; the higher step goes first, so that its damage is
-        # reported.
+        # A damaged pair cannot be ordered by time; the higher step goes first, so that its damage is reported.
         return (names.step_of_dir(entry) or 0) > (names.step_of_dir(pointed) or 0)
 
 

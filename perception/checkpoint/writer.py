@@ -53,8 +53,7 @@ def save_checkpoint(
         The published step folder.
 
     Raises:
-        CheckpointError: a value is not finite or not plain, or the disk refuses (full, read-only). Nothing
-        appears
+        CheckpointError: a value is not finite or not plain, or the disk refuses (full, read-only). Nothing appears
             under the final name then, and earlier checkpoints are untouched.
         ValueError: `max_keep` < 1.
     """
@@ -148,9 +147,8 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    # A folder can't be renamed onto a non-empty one, so a checkpoint of the same step (left by a run that
-    # went
-    # back) is set aside under a name that the reader still recognises.
+    # A folder can't be renamed onto a non-empty one, so a checkpoint of the same step (left by a run that went back) is
+    # set aside under a name that the reader still recognises.
     aside: Path | None = None
     if final.exists():
         aside = final.with_name(f"{final.name}.old-{uuid.uuid4().hex}")
@@ -170,13 +168,11 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def _prune(root: Path, *, keep: Path, max_keep: int) -> None:
-    # By time of saving, not by step: after a fall-back the newest checkpoint may have a lower step than a
-    # damaged one.
+    # By time of saving, not by step: after a fall-back the newest may have a lower step than a damaged one.
     others = [path for path in root.iterdir() if names.step_of_dir(path) is not None and path != keep]
     others.sort(key=_saved_at, reverse=True)
     for path in others[max_keep - 1 :]:
-        # Renamed first: a crash in the middle of the removal must not leave half a checkpoint under a valid
-        # name.
+        # Renamed first: a crash amid the removal must not leave half a checkpoint under a valid name.
         doomed = root / f"{names.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
             os.replace(path, doomed)

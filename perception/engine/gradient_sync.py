@@ -1,8 +1,7 @@
 """Sum gradients over ranks in buckets: our own reduction, in place of DDP's reducer.
 
 DDP's reducer fires once per backward and knows nothing of tasks; a balancing method needs the local gradients first
-and
-exactly one reduction of what it made of them. So models run under `no_sync` and this is the one reduction.
+and exactly one reduction of what it made of them. So models run under `no_sync` and this is the one reduction.
 """
 
 from collections.abc import Sequence

@@ -18,8 +18,7 @@ class SceneSampler(Sampler[int]):
 
     Args:
         dataset: has `scene_tokens`, a list of str or a method that returns one, or
-        `get_data_info(index)["scene_token"]`; within a scene its
-            order is that of time.
+            `get_data_info(index)["scene_token"]`; within a scene its order is that of time.
         seed: unused; MMEngine passes it to every sampler.
         rank: this rank; by default the process group's.
         world_size: number of ranks; by default the process group's.

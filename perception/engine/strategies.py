@@ -1,7 +1,6 @@
 """How a model lives on its devices: `SingleStrategy` on one, `DDPStrategy` on one per rank.
 
-Both are thin: they choose device and process group; checkpoints, resume and gradient reduction are the runner's and
-the
+Both are thin: they choose device and process group; checkpoints, resume and gradient reduction are the runner's and the
 optimiser wrapper's, the same for every strategy.
 """
 

@@ -32,8 +32,7 @@ class DataError(ValueError):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple:
-        # Keyword-only arguments are lost by the default protocol, and loader workers send errors to their
-        # parent.
+        # Keyword-only arguments are lost by the default protocol, and loader workers send errors to their parent.
         return (_rebuild_data_error, (self.message, self.sample_token, self.path))
 
 

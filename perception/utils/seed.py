@@ -6,8 +6,7 @@ import hashlib
 def stable_seed(*parts: int | str) -> int:
     """A 63-bit seed from integers and strings, the same in every process and on every machine.
 
-    Augmentation of sample `index` in epoch `epoch` uses `stable_seed(seed, epoch, index)`: the number of
-    loader
+    Augmentation of sample `index` in epoch `epoch` uses `stable_seed(seed, epoch, index)`: the number of loader
     workers and the order in which they run then change nothing.
 
     Example:
