@@ -1,7 +1,7 @@
 """The data that a config names: what of it is not there, with the command that makes it, and another root for all."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,9 @@ def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _L
     problems: list[str] = []
     for loader in loaders:
         dataset = (root.get(loader) or {}).get("dataset")
-        for text in _dataset_problems(dataset) if isinstance(dataset, dict) else ():
-            if text not in problems:
-                problems.append(text)
-        for text in _evaluator_problems(root.get(loader.replace("dataloader", "evaluator"))):
-            if text not in problems:
-                problems.append(text)
+        metrics = _metrics(root.get(loader.replace("dataloader", "evaluator")))
+        found = _dataset_problems(dataset, metrics) if isinstance(dataset, dict) else []
+        problems.extend(text for text in [*found, *_metric_problems(metrics)] if text not in problems)
     weights = (root.get("model") or {}).get("backbone_weights")
     if isinstance(weights, str) and not Path(weights).is_file():
         problems.append(
@@ -78,17 +75,22 @@ def missing_data(cfg: Config | Mapping[str, Any], *, loaders: Iterable[str] = _L
     return problems
 
 
-def _evaluator_problems(evaluator: Any) -> Iterator[str]:
+def _metrics(evaluator: Any) -> list[dict[str, Any]]:
+    listed = evaluator if isinstance(evaluator, list) else [evaluator]
+    return [metric for metric in listed if isinstance(metric, dict)]
+
+
+def _metric_problems(metrics: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A metric opens its tables at the first evaluation, hours into a run; so look now."""
-    for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
-        if not isinstance(metric, dict) or "version" not in metric or "data_root" not in metric:
+    for metric in metrics:
+        if "version" not in metric or "data_root" not in metric:
             continue
         tables = Path(metric["data_root"]) / metric["version"]
         if Path(metric["data_root"]).is_dir() and not tables.is_dir():
             yield f"The metric's tables {tables} do not exist. Set the evaluator's data_root and version to the data's."
 
 
-def _dataset_problems(dataset: Mapping[str, Any]) -> list[str]:
+def _dataset_problems(dataset: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     data_root, ann_file = dataset.get("data_root"), dataset.get("ann_file")
     if not isinstance(data_root, str) or not isinstance(ann_file, str):
         return []
@@ -115,16 +117,28 @@ def _dataset_problems(dataset: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"The index {index} does not exist. Make it by perception data prepare {data_root}{choice}"
         )
-    return [*problems, *_map_problems(dataset, data_root)]
+    return [*problems, *_map_problems(dataset, data_root, metrics)]
 
 
-def _map_problems(dataset: Mapping[str, Any], data_root: str) -> Iterator[str]:
+def _map_problems(
+    dataset: Mapping[str, Any], data_root: str, metrics: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    remedy = "Download 'nuScenes map expansion v1.3' from nuscenes.org and unpack it there, or"
     for step in dataset.get("pipeline") or ():
-        if type_name(step.get("type", "")).rpartition(".")[2] != "LoadBEVMap":
+        folder = Path(step.get("map_root") or data_root) / "maps" / "expansion"
+        if _class_name(step) != "LoadBEVMap" or any(folder.glob("*.json")):
             continue
-        maps = Path(step.get("map_root") or data_root) / "maps" / "expansion"
-        if step.get("on_missing", "error") == "error" and not any(maps.glob("*.json")):
+        if step.get("on_missing", "error") == "error":
             yield (
-                f"The map task needs the vector maps {maps}/*.json, which are not there. Download 'nuScenes map "
-                "expansion v1.3' from nuscenes.org and unpack it there, or train boxes alone; see docs/data.md."
+                f"The map task needs the vector maps {folder}/*.json, which are not there. {remedy} train boxes alone; "
+                "see docs/data.md."
             )
+        elif any(_class_name(metric) == "BEVSegMetric" for metric in metrics):
+            yield (
+                f"BEVSegMetric has nothing to compare with, because there are no vector maps {folder}/*.json. {remedy} "
+                "leave this metric out of the evaluator."
+            )
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    return type_name(node.get("type", "")).rpartition(".")[2]

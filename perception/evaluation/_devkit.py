@@ -21,7 +21,12 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.splits import get_scenes_of_split
 
-from perception.utils import DataError
+from perception.utils import DataError, read_json
+
+_TABLES = (
+    "map attribute calibrated_sensor category ego_pose instance log sample sample_annotation sample_data scene sensor "
+    "visibility"
+).split()
 
 
 @contextlib.contextmanager
@@ -29,6 +34,25 @@ def quiet() -> Iterator[None]:
     """Hold back the devkit's prints and progress bars; exceptions pass."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+def check_tables(data_root: str | Path, version: str) -> None:
+    """Look for the files without which the devkit does not load the tables; quick, nothing large is read.
+
+    Raises:
+        DataError: names the first file that is missing.
+    """
+    folder = Path(data_root) / version
+    wanted = [folder / f"{table}.json" for table in _TABLES]
+    if wanted[0].is_file():
+        wanted += [Path(data_root) / record["filename"] for record in read_json(wanted[0])]
+    for path in wanted:
+        if not path.is_file():
+            raise DataError(
+                "nuscenes-devkit needs this file for the evaluation; unpack nuScenes' metadata archive, which holds "
+                "tables and maps/*.png, into the root again",
+                path=path,
+            )
 
 
 def open_tables(data_root: str | Path, version: str) -> NuScenes:

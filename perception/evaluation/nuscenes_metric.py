@@ -13,7 +13,7 @@ import torch
 from nuscenes import NuScenes
 
 from perception.config import ConfigError
-from perception.evaluation._devkit import evaluate_detections, open_tables, split_tokens
+from perception.evaluation._devkit import check_tables, evaluate_detections, open_tables, split_tokens
 from perception.evaluation._results import SampleBoxes, boxes2entries, lidar2global, select_boxes
 from perception.evaluation.gathered_metric import GatheredMetric, logger
 from perception.registry import METRICS
@@ -109,7 +109,7 @@ class NuScenesDetectionMetric(GatheredMetric):
 
         Raises:
             ConfigError: another version or split.
-            DataError: the tables hold no annotation to score against.
+            DataError: a table or a map's mask is missing, or there is no annotation to score against.
         """
         for key, own in (("version", self.version), ("split", self.eval_set)):
             found = metainfo.get(key)
@@ -119,6 +119,7 @@ class NuScenesDetectionMetric(GatheredMetric):
                     f"the evaluated index is of {key} {found!r}, NuScenesDetectionMetric is set to {own!r}. Set the "
                     f"evaluator's {option} to {found!r}, or the dataset's ann_file to another index."
                 )
+        check_tables(self.data_root, self.version)
         self._check_annotations()
 
     def expected_tokens(self) -> list[str]:
@@ -178,8 +179,8 @@ class NuScenesDetectionMetric(GatheredMetric):
 
     def _check_annotations(self) -> None:
         path = Path(self.data_root) / self.version / "sample_annotation.json"
-        if self.format_only or not path.is_file():
-            return  # a missing table is reported by `open_tables`
+        if self.format_only:
+            return
         with path.open("rb") as file:
             is_empty = b"".join(file.read(64).split()) == b"[]"
         if is_empty:

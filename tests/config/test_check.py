@@ -177,6 +177,8 @@ def test_missing_vector_maps_are_told(tmp_path):
     assert "map expansion v1.3" in told
     step["on_missing"] = "skip"
     assert missing_data(config) == []
+    config["val_evaluator"] = [{"type": "perception.evaluation.BEVSegMetric"}]
+    assert "leave this metric out" in missing_data(config)[0]
     step.update(on_missing="error", map_root=str(tmp_path / "elsewhere"))
     assert "elsewhere/maps/expansion" in missing_data(config)[0]
     (tmp_path / "elsewhere" / "maps" / "expansion").mkdir(parents=True)

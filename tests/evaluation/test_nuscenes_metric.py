@@ -158,6 +158,16 @@ def test_another_version_or_split_is_refused_before_the_first_sample(metric, met
     assert "tables" not in vars(metric)
 
 
+@pytest.mark.parametrize("name", ["v1.0-mini/visibility.json", "v1.0-mini/map.json", "maps/map.png"])
+def test_a_missing_table_or_mask_is_named_before_the_first_sample(make_database, tmp_path, name):
+    root = make_database(tmp_path / "damaged")
+    metric = NuScenesDetectionMetric(data_root=str(root), version="v1.0-mini")
+    metric.check_dataset({})
+    (root / name).unlink()
+    with pytest.raises(DataError, match=f"metadata archive.*{name}"):
+        metric.check_dataset({})
+
+
 def test_the_tables_are_let_go_after_an_evaluation(metric, tiny_samples):
     first = run(metric, tiny_samples)
     assert "tables" not in vars(metric)
