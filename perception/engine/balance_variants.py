@@ -201,6 +201,7 @@ class UpdateCheck:
         ]
         counts = [sum(row[n] is not None for row in self._gradients) for n in range(len(parameters))]
         trunk = {id(parameter) for parameter in trunk_parameters(workload)}
+        self._updates: dict[tuple[str | None, str], list[Tensor]] = {}
         self._shared = {
             "tasks": [n for n, count in enumerate(counts) if count >= 2],
             "trunk": [n for n, parameter in enumerate(parameters) if id(parameter) in trunk],
@@ -224,6 +225,12 @@ class UpdateCheck:
         return (errors / squares) ** 0.5
 
     def _update(self, variant: Variant) -> list[Tensor]:
+        key = (variant.exact, variant.shared)
+        if key not in self._updates:
+            self._updates[key] = self._compute(variant)
+        return self._updates[key]
+
+    def _compute(self, variant: Variant) -> list[Tensor]:
         update = [self._rows(number).sum(dim=0) for number in range(len(self.workload.parameters))]
         if variant.exact == "pcgrad":
             shared = self._shared[variant.shared]
