@@ -19,7 +19,7 @@ from typing import Any
 
 from perception.engine.run_folder import LOG_FILE, to_plain
 from perception.engine.work_dir import WorkDirError
-from perception.utils import write_bytes_atomic
+from perception.utils import iter_json_lines, write_bytes_atomic
 
 
 class JsonlLog:
@@ -75,15 +75,10 @@ def iter_log(path: str | Path) -> Iterator[dict[str, Any]]:
     None if there is no such file; a half-written last line is left out.
 
     Raises:
-        json.JSONDecodeError: a line other than the last is not JSON.
+        ValueError: a line other than the last is not a JSON object.
     """
-    path = Path(path)
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):  # what follows the last one was cut off by a crash
-                yield json.loads(line)
+    if Path(path).is_file():
+        yield from iter_json_lines(path)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -1,7 +1,14 @@
 """Safe files, stable seeds, loggers, nearest names and the data error; imports nothing of MMEngine's family."""
 
 from perception.utils.errors import DataError
-from perception.utils.io import fsync_dir, read_json, sha256_file, write_bytes_atomic, write_json_atomic
+from perception.utils.io import (
+    fsync_dir,
+    iter_json_lines,
+    read_json,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from perception.utils.log import get_logger
 from perception.utils.progress import Progress, show_progress
 from perception.utils.seed import stable_seed
@@ -16,6 +23,7 @@ __all__ = [
     "edit_distance",
     "fsync_dir",
     "get_logger",
+    "iter_json_lines",
     "name_some",
     "read_json",
     "sha256_file",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,38 @@ def read_json(path: str | Path) -> Any:
     """
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def iter_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    r"""Objects of a file with one per line, one at a time; a last line cut short by a crash is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another line is not a JSON object.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w+") as file:
+        ...     _ = file.write('{"step": 1}\n{"step": 2')
+        ...     file.flush()
+        ...     list(iter_json_lines(file.name))
+        [{'step': 1}]
+    """
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                if not line.endswith("\n"):
+                    return
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error.msg}); the file is damaged."
+                ) from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
+            yield record
 
 
 def sha256_file(path: str | Path) -> str:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from perception.utils import iter_json_lines
 from perception.visualization.balance_records import BalanceRecords, Series
 from perception.visualization.curves import TASK_COLOURS, bare_axes, save_figure, smooth
-from perception.visualization.log_records import read_log
 
 _DPI = 110
 _WIDTH = 11.0
@@ -50,7 +50,7 @@ def plot_balance(log_path: str | Path, out_path: str | Path) -> Path:
     Raises:
         ValueError: the log has no balancing lines.
     """
-    records = BalanceRecords.from_log(read_log(log_path))
+    records = BalanceRecords.from_log(iter_json_lines(log_path))
     if not records:
         raise ValueError(
             f"{log_path} says nothing of balancing: no training line has numbers under 'balance'. The plain sum "

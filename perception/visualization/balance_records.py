@@ -1,6 +1,6 @@
 """What a run's log tells of its balancing, as series over training steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -50,8 +50,8 @@ class BalanceRecords:
         return list(dict.fromkeys(found))
 
     @classmethod
-    def from_log(cls, records: Sequence[Mapping[str, Any]]) -> "BalanceRecords":
-        """Collect the series of a log's lines, as `read_log` gives them.
+    def from_log(cls, records: Iterable[Mapping[str, Any]]) -> "BalanceRecords":
+        """Collect the series of a log's lines, as `iter_json_lines` gives them.
 
         Example:
             >>> line = {"step": 3, "balance": {"cosines": {"det/seg": -0.5}, "conflict_share": 1.0}}
@@ -59,14 +59,13 @@ class BalanceRecords:
             {'det/seg': [(3.0, -0.5)]}
         """
         found = cls()
-        lines = [
-            (step, record)
-            for record in records
-            if record.get("kind", "train") == "train" and (step := step_of(record)) is not None
-        ]
-        if lines:
-            found.first_step, found.last_step = lines[0][0], lines[-1][0]
-        for step, record in lines:
+        is_first = True
+        for record in records:
+            step = step_of(record)
+            if step is None or record.get("kind", "train") != "train":
+                continue
+            found.first_step, found.last_step = step if is_first else found.first_step, step
+            is_first = False
             epoch = record.get("epoch")
             if is_number(epoch) and (not found.epochs or found.epochs[-1][0] != epoch):
                 found.epochs.append((int(epoch), step))

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from perception.visualization.log_records import loss_series, read_log, score_series
+from perception.utils import iter_json_lines
+from perception.visualization.log_records import loss_series, score_series
 
 TASK_COLOURS = ("#2f5d8a", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#5c6b73")
 """Colours of curves, one per task."""
@@ -29,7 +30,7 @@ def training_curves(log_path: str | Path, out_path: str | Path) -> Path:
     Raises:
         ValueError: the log holds no training step.
     """
-    series = loss_series(read_log(log_path))
+    series = loss_series(iter_json_lines(log_path))
     if not series:
         raise ValueError(f"{log_path} holds no training step (a record with 'step' and 'loss').")
     figure, panels = _panels(len(series))
@@ -50,7 +51,7 @@ def plot_metrics(log_path: str | Path, out_path: str | Path) -> Path:
     Raises:
         ValueError: the log holds no evaluation.
     """
-    series = score_series(read_log(log_path))
+    series = score_series(iter_json_lines(log_path))
     if not series:
         raise ValueError(f"{log_path} holds no evaluation (a record with NDS, mAP or mIoU).")
     figure, (axes,) = _panels(1)

@@ -1,9 +1,7 @@
-"""A run's `log.jsonl`: one JSON object per line, of training steps and of evaluations."""
+"""What the lines of a run's `log.jsonl` say of training steps and evaluations."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 SCORES = ("NDS", "mAP", "mIoU")
@@ -12,33 +10,7 @@ SCORES = ("NDS", "mAP", "mIoU")
 _STEP_KEYS = ("step", "iter")
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a log; a last line cut short by a crash is left out, any other damaged line is an error.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object.
-    """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}); the log is damaged."
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object but {type(record).__name__}.")
-        records.append(record)
-    return records
-
-
-def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def loss_series(records: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Loss curves: the total, and per task that of the record's `tasks`, or the sum of its terms where it has none.
 
     A term's task is the text before the first dot of a key that names a loss ("cls.loss_focal",
@@ -69,7 +41,7 @@ def loss_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[fl
     return series
 
 
-def score_series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def score_series(records: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Scores of the evaluations: name → (step, value) pairs. An evaluation without a step comes after the last one."""
     series: dict[str, list[tuple[float, float]]] = {}
     last = 0.0

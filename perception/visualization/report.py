@@ -13,11 +13,10 @@ import cv2
 import jinja2
 import numpy as np
 
-from perception.utils import write_bytes_atomic
+from perception.utils import iter_json_lines, write_bytes_atomic
 from perception.visualization.balance import plot_balance
 from perception.visualization.balance_records import BalanceRecords
 from perception.visualization.curves import plot_metrics, training_curves
-from perception.visualization.log_records import read_log
 from perception.visualization.palette import CLASS_COLOURS, MAP_COLOURS, to_hex
 from perception.visualization.run_summary import TP_ERRORS, RunSummary, number
 
@@ -163,7 +162,7 @@ def duration(seconds: float) -> str:
 def _has_balance(run: RunSummary) -> bool:
     log = run.folder / "log.jsonl"
     try:
-        return log.exists() and bool(BalanceRecords.from_log(read_log(log)))
+        return log.exists() and bool(BalanceRecords.from_log(iter_json_lines(log)))
     except ValueError:
         return False  # the curves say what is wrong with the log
 

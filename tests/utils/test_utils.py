@@ -12,6 +12,7 @@ import pytest
 from perception.checkpoint import CheckpointError
 from perception.utils import (
     DataError,
+    iter_json_lines,
     read_json,
     sha256_file,
     stable_seed,
@@ -68,3 +69,15 @@ def test_errors_survive_pickling(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
     assert (type(copy), str(copy)) == (type(error), str(error))
     assert copy.path == "p"
+
+
+def test_a_log_cut_short_is_read_and_a_damaged_one_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 1.0}\n\n{"step": 2, "lo')
+    assert list(iter_json_lines(log)) == [{"step": 1, "loss": 1.0}]
+    log.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        list(iter_json_lines(log))
+    log.write_text("[1]\n")
+    with pytest.raises(ValueError, match="not a JSON object but list"):
+        list(iter_json_lines(log))

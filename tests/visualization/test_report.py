@@ -11,7 +11,7 @@ import pytest
 from perception.structures import CLASS_NAMES
 from perception.utils import DataError
 from perception.visualization import plot_metrics, training_curves, write_report
-from perception.visualization.log_records import loss_series, read_log, score_series
+from perception.visualization.log_records import loss_series, score_series
 
 
 def text_of(path):
@@ -170,18 +170,6 @@ def test_task_losses_are_summed_and_evaluations_kept_apart(tmp_path):
     ]
     assert loss_series(records) == {"loss": [(10.0, 5.0)], "cls": [(10.0, 3.0)]}
     assert score_series(records) == {"NDS": [(20.0, 0.25)], "mIoU": [(20.0, 0.5)]}
-
-
-def test_a_log_cut_short_is_read_and_a_damaged_one_refused(tmp_path):
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1, "loss": 1.0}\n\n{"step": 2, "lo')
-    assert len(read_log(log)) == 1
-    log.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
-        read_log(log)
-    log.write_text("[1]\n")
-    with pytest.raises(ValueError, match="not a JSON object but list"):
-        read_log(log)
 
 
 def test_curves_are_pictures_with_curves(run_folder, tmp_path):
