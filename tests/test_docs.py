@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from perception.cli.bench import RESNET18
 from perception.cli.main import build_parser
 from perception.config import ConfigError, find_config, list_configs, load_config
 from tests.cli.verbs import VERBS
@@ -82,10 +83,12 @@ def parse(command: str) -> Namespace | None:
 
 
 def config_names(args: Namespace) -> list[str]:
-    """Arguments that stand for a config by its short name, not for a folder, a file or a placeholder."""
+    """Arguments that stand for a config by its short name, not for a folder, a file, a placeholder or a benchmark."""
     values = [getattr(args, name, None) for name in ("config", "model", "source", "first", "second")]
     return [
-        value for value in values if value and "/" not in value and "." not in value and not value.isupper()
+        value
+        for value in values
+        if value and "/" not in value and "." not in value and not value.isupper() and value != RESNET18
     ]
 
 

@@ -11,7 +11,7 @@ from perception.cli._configs import load_checked
 from perception.cli._output import print_json
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
-_RESNET = "resnet18"
+RESNET18 = "resnet18"
 
 
 def add_parser(verbs: Any) -> None:
@@ -61,8 +61,8 @@ def add_parser(verbs: Any) -> None:
         "config",
         metavar="CONFIG",
         nargs="?",
-        default=_RESNET,
-        help=f"config, short name or run folder; or {_RESNET} (default), with four small heads on random images",
+        default=RESNET18,
+        help=f"config, short name or run folder; or {RESNET18} (default), with four small heads on random images",
     )
     balance.add_argument("--methods", metavar="NAME,NAME", help="default all; an unknown name lists them")
     balance.add_argument("--steps", type=positive_int, default=10, help="rounds measured (default 10)")
@@ -131,10 +131,10 @@ def run_balance(args: argparse.Namespace) -> int:
 def _workload(args: argparse.Namespace, device: str) -> Any:
     from perception.config import ConfigError
 
-    if args.config != _RESNET:
+    if args.config != RESNET18:
         if args.image_size is not None:
             raise ConfigError(
-                f"--image-size is for {_RESNET}; a config's images have the size of its pipeline"
+                f"--image-size is for {RESNET18}; a config's images have the size of its pipeline"
             )
         cfg = load_checked(args.config, args, loaders=("train_dataloader",))
         from perception.engine.balance_workloads import config_workload
@@ -146,7 +146,7 @@ def _workload(args: argparse.Namespace, device: str) -> Any:
         )
     if args.overrides or args.data_root is not None:
         raise ConfigError(
-            f"--set and --data-root are for configs; {_RESNET} takes --batch-size and --image-size"
+            f"--set and --data-root are for configs; {RESNET18} takes --batch-size and --image-size"
         )
     from perception.engine.balance_workloads import resnet18_workload
 
