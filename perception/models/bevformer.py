@@ -4,7 +4,8 @@ Legend: B batch, F frames (oldest first, the last is the current one), N cameras
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,8 @@ from perception.utils import DataError
 
 DETECTION_TASKS = ("cls", "box", "velocity")
 SEGMENTATION_TASKS = ("seg",)
+TASK_GROUPS = {"det": DETECTION_TASKS, "seg": SEGMENTATION_TASKS}
+"""Tasks that share a head, by the head's name: queries and one matching serve classes, boxes and velocities."""
 KPI_METRICS = {"cls": ("mAP",), "box": ("mATE", "mASE", "mAOE"), "velocity": ("mAVE",), "seg": ("mIoU",)}
 """Task → the metrics whose mean is its score, for balancing methods that look at scores."""
 MODULE_CONFIG = Mapping[str, Any]
@@ -61,6 +64,7 @@ class BEVFormer(BaseModel):
     """
 
     kpi_metrics = KPI_METRICS
+    trunk_names = ("img_backbone", "img_neck", "bev_encoder")
 
     def __init__(
         self,
@@ -95,7 +99,8 @@ class BEVFormer(BaseModel):
         self.backbone_weights = backbone_weights
         self.backbone_sha256 = backbone_sha256
         self.shared_features = SharedFeatures()
-        self._history: dict[str, Tensor] = {}
+        self._only: tuple[str, ...] | None = None
+        self._histories: dict[tuple[str, ...] | None, dict[str, Tensor]] = {}
         self._check_heads()
 
     @property
@@ -108,6 +113,34 @@ class BEVFormer(BaseModel):
     def num_classes(self) -> int | None:
         """Number of detection classes, None without a box head."""
         return None if self.box_head is None else self.box_head.num_classes
+
+    @property
+    def task_groups(self) -> dict[str, tuple[str, ...]]:
+        """Head → its tasks: what can be computed apart."""
+        return {name: tasks for name, tasks in TASK_GROUPS.items() if set(tasks) <= set(self.task_names)}
+
+    @contextmanager
+    def only_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Forwards inside compute the losses and predictions of these tasks alone, with a history of their own.
+
+        Raises:
+            ValueError: an unknown task, or one without the others of its head.
+        """
+        unknown = [task for task in tasks if task not in self.task_names]
+        if unknown:
+            raise ValueError(f"only_tasks names {unknown}; the model's tasks are {list(self.task_names)}")
+        for name, together in self.task_groups.items():
+            missing = [task for task in together if task not in tasks]
+            if missing and len(missing) < len(together):
+                raise ValueError(
+                    f"the tasks {list(together)} come from one {name} head, so they can't be computed apart; "
+                    f"{list(tasks)} lacks {missing}. Keep them together"
+                )
+        before, self._only = self._only, tuple(tasks)
+        try:
+            yield
+        finally:
+            self._only = before
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the last layer that all tasks share: the encoder's last linear layer and its norm."""
@@ -124,7 +157,7 @@ class BEVFormer(BaseModel):
 
     def reset_history(self) -> None:
         """Forget the BEV features of the last predicted batch."""
-        self._history = {}
+        self._histories = {}
 
     def forward(
         self,
@@ -165,7 +198,7 @@ class BEVFormer(BaseModel):
         bev, *features = self.shared_features(bev, *features)
         outputs = self._forward_heads(bev)
         losses: dict[str, Tensor] = {}
-        if self.box_head is not None:
+        if self.box_head is not None and "boxes" in outputs:
             targets = [_box_targets(sample) for sample in data_samples]
             losses.update(self.box_head.loss(outputs["boxes"], targets))
             if self.center_heatmap is not None:
@@ -175,7 +208,7 @@ class BEVFormer(BaseModel):
                 losses.update(
                     self.perspective_head.loss(features, inputs["lidar2img"][:, -1], image_shape, targets)
                 )
-        if self.seg_head is not None:
+        if self.seg_head is not None and "seg_logits" in outputs:
             losses.update(self.seg_head.loss(outputs["seg_logits"], [_map_target(s) for s in data_samples]))
         return losses
 
@@ -188,12 +221,13 @@ class BEVFormer(BaseModel):
         bev = self.compute_bev(inputs, *self._look_up(prev_tokens))
         outputs = self._forward_heads(bev)
         if self.use_history:
-            self._history = {token: row.detach() for token, row in zip(tokens, bev, strict=True) if token}
+            kept = {token: row.detach() for token, row in zip(tokens, bev, strict=True) if token}
+            self._histories[self._only] = kept
         results = [sample.new() for sample in data_samples]
-        if self.box_head is not None:
+        if self.box_head is not None and "boxes" in outputs:
             for result, boxes in zip(results, self.box_head.predict(outputs["boxes"]), strict=True):
                 result.pred_instances_3d = _to_instances(boxes)
-        if self.seg_head is not None:
+        if self.seg_head is not None and "seg_logits" in outputs:
             for result, classes in zip(results, self.seg_head.predict(outputs["seg_logits"]), strict=True):
                 result.pred_bev_seg = PixelData(sem_seg=classes[None])
         return results
@@ -266,14 +300,18 @@ class BEVFormer(BaseModel):
 
     def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
         outputs: dict[str, Any] = {"bev": bev}
-        if self.box_head is not None:
+        if self.box_head is not None and self._runs(DETECTION_TASKS):
             outputs["boxes"] = self.box_head(bev)
-        if self.seg_head is not None:
+        if self.seg_head is not None and self._runs(SEGMENTATION_TASKS):
             outputs["seg_logits"] = self.seg_head(bev)
         return outputs
 
+    def _runs(self, tasks: Sequence[str]) -> bool:
+        return self._only is None or tasks[0] in self._only
+
     def _look_up(self, prev_tokens: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
-        found = [self._history.get(token) for token in prev_tokens]
+        history = self._histories.get(self._only, {})
+        found = [history.get(token) for token in prev_tokens]
         rows = [row for row in found if row is not None]
         if not rows or not self.use_history:
             return None, None

@@ -162,13 +162,13 @@ def test_predict_keeps_history_by_token():
         item["inputs"]["has_prev"][:] = True
     with torch.no_grad():
         results = model(**make_batch(model, first), mode="predict")
-        bevs = dict(model._history)
+        bevs = dict(model._histories[None])
         assert set(bevs) == {"token1", "token2"}
         batch = make_batch(model, second)
         model(**batch, mode="predict")
-        assert set(model._history) == {"token101", "token102"}
+        assert set(model._histories[None]) == {"token101", "token102"}
         expected = model.compute_bev(batch["inputs"], torch.stack([bevs["token2"], bevs["token1"]]))
-        assert_close(model._history["token101"], expected[1])
+        assert_close(model._histories[None]["token101"], expected[1])
     prediction = results[0]
     boxes = prediction.pred_instances_3d
     assert boxes.bboxes_3d.tensor.shape == (120, 9)
@@ -192,7 +192,7 @@ def test_predict_without_usable_history_equals_a_first_frame(reason):
         if reason == "reset":
             model.reset_history()
         model(**make_batch(model, [item]), mode="predict")
-        kept = model._history["token101"]
+        kept = model._histories[None]["token101"]
         first = make_batch(model, [item])["inputs"]
         assert_close(kept[None], model.compute_bev(first))
 
@@ -204,13 +204,13 @@ def test_predict_with_mixed_histories_in_one_batch():
         item["inputs"]["has_prev"][:] = True
     with torch.no_grad():
         model(**make_batch(model, [make_item(1, num_frames=1)]), mode="predict")
-        known = model._history["token1"]
+        known = model._histories[None]["token1"]
         batch = make_batch(model, items)
         model(**batch, mode="predict")
         alone = rows(batch, 1)["inputs"]
-        assert_close(model._history["token109"][None], model.compute_bev(alone), atol=1e-5, rtol=0)
+        assert_close(model._histories[None]["token109"][None], model.compute_bev(alone), atol=1e-5, rtol=0)
         with_past = model.compute_bev(rows(batch, 0)["inputs"], known[None])
-        assert_close(model._history["token101"][None], with_past, atol=1e-5, rtol=0)
+        assert_close(model._histories[None]["token101"][None], with_past, atol=1e-5, rtol=0)
 
 
 def test_history_is_not_in_the_state_dict():
