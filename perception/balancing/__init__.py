@@ -12,6 +12,7 @@ from perception.balancing.task_losses import TaskLosses
 
 if TYPE_CHECKING:
     from perception.balancing.achievement import AchievementWeights
+    from perception.balancing.connection_strength import ConnectionStrength
     from perception.balancing.dynamic_priority import DynamicTaskPriority
     from perception.balancing.dynamic_weights import DynamicTaskWeights
     from perception.balancing.geometric_mean import GeometricMean
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # TorchJD brings its solvers, which take seconds to import; the plain sum needs none of them.
 _MODULES = {
     "AchievementWeights": "achievement",
+    "ConnectionStrength": "connection_strength",
     "ConstantWeights": "loss_weighting",
     "DynamicTaskPriority": "dynamic_priority",
     "DynamicTaskWeights": "dynamic_weights",
@@ -52,6 +54,7 @@ _MODULES = {
 __all__ = [
     "AchievementWeights",
     "Balancer",
+    "ConnectionStrength",
     "ConstantWeights",
     "DynamicTaskPriority",
     "DynamicTaskWeights",

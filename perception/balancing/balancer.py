@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Balancer:
     """The plain sum, and the base of every other method.
 
-    Order of calls: `setup` once; per epoch `begin_epoch` … `end_epoch`; per micro-batch `weigh`, then `combine`;
-    `end_step` after each optimiser step that was taken; `update_kpis` after a validation.
+    Order of calls: `prepare` before the optimiser is built; `adopt`, then `setup` once; per epoch `begin_epoch` …
+    `end_epoch`; per micro-batch `weigh`, then `combine`; `end_step` after each optimiser step that was taken;
+    `update_kpis` after a validation.
 
     Shapes: T is the number of declared tasks; vectors are in the order of `TaskLosses.task_names`. All inputs are the
     same on every rank: losses of the global batch, detached.
@@ -27,11 +28,36 @@ class Balancer:
         needs_gradients: whether the update comes from `combine_block` instead of from coefficients.
         scale_heads: whether a parameter that only one task reaches is updated with that task's coefficient too; if
             not, only with the task's loss weight.
+        needs_task_forwards: whether the model runs once per group of tasks and batch, under `use_task`.
+        plan: then the groups in their order, each with its tasks.
+        steps_per_group: whether each group's forward is followed by an optimiser step of its own.
     """
 
     needs_gram: bool = False
     needs_gradients: bool = False
     scale_heads: bool = True
+    needs_task_forwards: bool = False
+    plan: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def steps_per_group(self) -> bool:
+        """See the class."""
+        return False
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model to train: the given one, or a changed copy of it.
+
+        Raises:
+            ValueError: the method can't train this model.
+        """
+        return model
+
+    def adopt(self, model: nn.Module) -> None:
+        """See the model that `prepare` returned, maybe of another instance built alike.
+
+        Raises:
+            ValueError: the model was not prepared for this method.
+        """
 
     def setup(self, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int) -> None:
         """Learn the run and check everything that can be known before its first step.

@@ -53,6 +53,18 @@ def build_balancer(spec: Spec | None) -> Balancer:
     return _assemble(name, _share_out(name, names, arguments), weighting, options)
 
 
+def changes_model(spec: Any) -> bool:
+    """Whether a balancer of this spec trains another model than the config's, told without loading it.
+
+    Example:
+        >>> changes_model("connection_strength"), changes_model("pcgrad"), changes_model(None)
+        (True, False, False)
+    """
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    method = METHODS.get(name) if isinstance(name, str) else None
+    return method is not None and method.changes_model
+
+
 def _share_out(name: str, names: list[str], arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each method's arguments: those under its name, and loose ones that only it takes."""
     if len(names) == 1:
@@ -85,9 +97,10 @@ def _assemble(
     kinds = [METHODS[part].kind for part in per_part]
     if "balancer" in kinds:
         if len(kinds) > 1:
+            alone = next(part for part in per_part if METHODS[part].kind == "balancer")
             raise ValueError(
-                f"balancer {name!r}: graddrop works element by element and takes only a loss weighting beside it: "
-                "dict(name='graddrop', weighting=...)"
+                f"balancer {name!r}: {alone!r} combines gradients in its own way and takes only a loss weighting "
+                f"beside it: dict(name={alone!r}, weighting=...)"
             )
         ((part, arguments),) = per_part.items()
         return _make(METHODS[part], part, {**arguments, **options})

@@ -34,16 +34,20 @@ class ConnectionStrength(MultiTaskBalancer):
       `project` (or `assign` and what it returns) makes one gradient of them; one step.
 
     This class declares phases and does the mathematics; a training loop runs it. Losses are weighted before either
-    phase, by `weighting` and `scales`. *Deviations*: layer norms, linear layers and layers further from a norm have
-    strengths too (`norm_gain` and `input_gain` derive the rules); a channel that no task leads alone is summed;
-    strengths and groups are renewed at each update.
+    phase, by `weighting` and `scales`, each group's among themselves, as if the other groups were absent; `convention`
+    divides by the number of the group's present tasks. *Deviations*: layer norms, linear layers and layers further from
+    a norm have strengths too (`norm_gain` and `input_gain` derive the rules); a channel that no task leads alone is
+    summed; strengths and groups are renewed at each update.
 
-    *Config*: `balancer=dict(name="connection_strength", groups=dict(det=("cls", "box", "velocity"), seg=("seg",)),
+    *Config*: `balancer="connection_strength"` for a model that declares `task_groups` and `trunk_names`; else, or to
+    change them, `balancer=dict(name="connection_strength", groups=dict(det=("cls", "box", "velocity"), seg=("seg",)),
     trunk=("img_backbone", "img_neck", "bev_encoder"))`. The trunk's norms must be trainable.
 
     Args:
-        groups: name of each task of this method → the model's tasks that belong to it.
-        trunk: submodules shared by all groups, whose norms become task-specific; none means the whole model.
+        groups: name of each task of this method → the model's tasks that belong to it; by default the model's
+            `task_groups`, or each task alone.
+        trunk: submodules shared by all groups, whose norms become task-specific; by default the model's `trunk_names`;
+            none means the whole model.
         phases: "mixed" as in the paper, or always the one phase (its Table 4).
         summed: patterns (as of a shell) of layers of the trunk that need no strength and get the plain sum; by default
             those that decide where deformable attention looks.
@@ -53,12 +57,13 @@ class ConnectionStrength(MultiTaskBalancer):
         convention: as in `MultiTaskBalancer`.
 
     Raises:
-        ValueError: fewer than two groups, a task in two of them, unknown `phases`; at `setup`, a task of the model in
-            no group, or one that it doesn't have.
+        ValueError: fewer than two groups, a task in two of them, unknown `phases`, a weighting that compares gradients;
+            at `setup`, a task of the model in no group, or one that it doesn't have.
 
     Attributes:
-        plan: per group its name and its tasks; what a training loop runs one after the other.
-        needs_task_forwards: tells a training loop that one forward for all tasks won't do.
+        plan: per group its name and its tasks; what a training loop runs one after the other. Known from the start, or
+            from `prepare`, `adopt` or `setup` on.
+        tasks: the groups' names.
 
     Example:
         >>> balancer = ConnectionStrength(groups={"det": ("cls", "box"), "seg": ("seg",)})
@@ -74,8 +79,8 @@ class ConnectionStrength(MultiTaskBalancer):
     def __init__(
         self,
         *,
-        groups: Mapping[str, Sequence[str]],
-        trunk: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        trunk: Sequence[str] | None = None,
         phases: Phases = "mixed",
         summed: Sequence[str] = ("*.sampling_offsets", "*.attention_weights"),
         attention: Mapping[str, str] = ATTENTION,
@@ -84,12 +89,18 @@ class ConnectionStrength(MultiTaskBalancer):
         convention: Convention | None = None,
     ) -> None:
         super().__init__(weighting=weighting, scales=scales, convention=convention)
-        check_groups(groups)
+        if self.weighting.needs_gram:
+            raise ValueError(
+                f"{type(self.weighting).__name__} compares the task gradients of one forward, of which connection "
+                "strength has none; choose another weighting"
+            )
         if phases not in get_args(Phases):
             raise ValueError(f"phases must be one of {list(get_args(Phases))}, got {phases!r}")
-        self.plan = tuple((group, tuple(tasks)) for group, tasks in groups.items())
-        self.tasks = tuple(groups)
-        self.trunk = tuple(trunk)
+        self.plan = ()
+        self.tasks: tuple[str, ...] = ()
+        if groups is not None:
+            self._group(groups)
+        self.trunk = None if trunk is None else tuple(trunk)
         self.phases = phases
         self.summed = tuple(summed)
         self.attention = dict(attention)
@@ -103,9 +114,16 @@ class ConnectionStrength(MultiTaskBalancer):
     def setup(self, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int) -> None:
         """Learn the run, check the groups, seed the phases' generator; ranks share the seed, hence the phases."""
         super().setup(task_names, max_epochs=max_epochs, total_steps=total_steps, seed=seed)
+        if not self.plan:
+            self._group({task: (task,) for task in task_names})
         check_groups(dict(self.plan), task_names)
         self.num_epochs = max_epochs
         self.phase_generator.manual_seed(stable_seed(seed, "connection strength"))
+
+    @property
+    def steps_per_group(self) -> bool:
+        """Whether this is the first phase."""
+        return self.phase == "sequential"
 
     def begin_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 1, and draw its phase."""
@@ -120,10 +138,20 @@ class ConnectionStrength(MultiTaskBalancer):
             ValueError: groups that don't fit `model.task_names`, an unknown trunk, no norm, or one without trainable
                 scale or running statistics.
         """
+        self._declare(model)
         check_groups(dict(self.plan), getattr(model, "task_names", None))
-        converted = convert_task_norms(model, self.tasks, under=self.trunk)
+        converted = convert_task_norms(model, self.tasks, under=self.trunk or ())
         check_norms(converted, self.tasks)
         return converted
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take groups and trunk from a model that `prepare` of an equal instance made.
+
+        Raises:
+            ValueError: it has no task-specific norms, or those of other groups.
+        """
+        self._declare(model)
+        check_norms(model, self.tasks)
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -136,8 +164,13 @@ class ConnectionStrength(MultiTaskBalancer):
         with ConnectionTrace(model, attention=self.attention) as trace:
             yield
         connections = trace.connections()
-        check_connections(model, connections, self.trunk, self.summed)
+        check_connections(model, connections, self.trunk or (), self.summed)
         self._connections = connections
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a forward was watched."""
+        return self._connections is not None
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -214,26 +247,39 @@ class ConnectionStrength(MultiTaskBalancer):
             parameters[f"{connection.layer}.bias"] = (index, 1)
         return GroupProjection(groups=groups, parameters=parameters, num_tasks=len(self.tasks))
 
-    def project(self, model: nn.Module, grads: Mapping[str, Sequence[Tensor | None]]) -> dict[str, Tensor]:
-        """Phase 2's gradient, where whole gradients of the global batch are at hand.
+    def project(
+        self,
+        model: nn.Module,
+        grads: Mapping[str, Sequence[Tensor | None]],
+        *,
+        strengths: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Phase 2's gradient, where whole gradients of the global batch are at hand; recorded for `report`.
 
         Args:
             model: the converted model.
             grads: parameter's name → T gradients in the order of `plan`, None where a task doesn't reach it.
+            strengths: as `assign`.
 
         Returns:
             Parameter's name → gradient; parameters that no task reaches are left out.
         """
-        projection = self.assign(model, self.reached(grads))
+        projection = self.assign(model, self.reached(grads), strengths=strengths)
         products = projection.zero_products()
         for name, per_task in grads.items():
             projection.add_products(products, name, per_task)
+        self.record(projection, products)
         coefficients = projection.coefficients(products)
         return {
             name: projection.merge(name, per_task, coefficients)
             for name, per_task in grads.items()
             if any(grad is not None for grad in per_task)
         }
+
+    def record_shares(self, model: nn.Module) -> None:
+        """Note for `report` how many channels each task leads, where nothing is projected."""
+        everyone = torch.ones(len(self.tasks), dtype=torch.bool)
+        self._record = {"top_share": self._top_share([top_tasks(s, everyone) for s in self.strengths(model)])}
 
     def record(self, projection: GroupProjection, products: Tensor) -> None:
         """Note for `report` what a step of phase 2 did.
@@ -242,19 +288,18 @@ class ConnectionStrength(MultiTaskBalancer):
             projection: of the step.
             products: (L, T, T), its inner products.
         """
-        groups = torch.cat([group.cpu() for group in projection.groups])
         has_own = products.diagonal(dim1=1, dim2=2) > 0  # (L, T)
         is_pair = has_own[:, :, None] & (products != 0)  # a task without a gradient has zeros
         is_pair &= ~torch.eye(len(self.tasks), dtype=torch.bool, device=products.device)
         num_pairs = int(is_pair.sum())
         conflicts = int((is_pair & (products < 0)).sum())
         self._record = {
-            "top_share": {task: float((groups == i).double().mean()) for i, task in enumerate(self.tasks)},
+            "top_share": self._top_share(projection.groups),
             "group_conflict_share": conflicts / num_pairs if num_pairs else None,
         }
 
     def report(self) -> dict[str, Any]:
-        """As the base class, and `phase`; after `record`, also what its last step did.
+        """As the base class, and `phase`; after `record` or `record_shares`, also what they noted.
 
         - `top_share`: group → share of the channels that it leads (the paper's Fig. 4),
         - `group_conflict_share`: of all pairs of a channel group's own gradient and another's, those in conflict.
@@ -281,3 +326,20 @@ class ConnectionStrength(MultiTaskBalancer):
         super().load_state_dict({key: value for key, value in state.items() if key not in own})
         self.epoch, self.phase = int(own["epoch"]), own["phase"]
         self.phase_generator.set_state(own["phase_generator"].cpu())
+
+    def _declare(self, model: nn.Module) -> None:
+        """Where neither groups nor trunk were given, take what the model declares."""
+        names = getattr(model, "task_names", ())
+        if not self.plan:
+            self._group(getattr(model, "task_groups", None) or {task: (task,) for task in names})
+        if self.trunk is None:
+            self.trunk = tuple(getattr(model, "trunk_names", ()))
+
+    def _group(self, groups: Mapping[str, Sequence[str]]) -> None:
+        check_groups(groups)
+        self.plan = tuple((group, tuple(tasks)) for group, tasks in groups.items())
+        self.tasks = tuple(groups)
+
+    def _top_share(self, groups: Sequence[Tensor]) -> dict[str, float]:
+        channels = torch.cat([group.cpu() for group in groups])
+        return {task: float((channels == i).double().mean()) for i, task in enumerate(self.tasks)}

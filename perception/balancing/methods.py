@@ -16,12 +16,14 @@ class Method:
         target: module of this package and name in it.
         nested: argument → kind of the named part that it takes.
         defaults: arguments that a config may leave out though the class requires them.
+        changes_model: whether the model that it trains is another one than the config's.
     """
 
     kind: Kind
     target: str
     nested: tuple[tuple[str, Kind], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    changes_model: bool = False
 
     def load(self) -> Any:
         """The class or function."""
@@ -82,6 +84,12 @@ METHODS: dict[str, Method] = {
         kind="balancer",
         target="graddrop:GradDropBalancer",
         nested=(("weighting", "weighting"),),
+    ),
+    "connection_strength": Method(
+        kind="balancer",
+        target="connection_strength:ConnectionStrength",
+        nested=(("weighting", "weighting"),),
+        changes_model=True,
     ),
 }
 

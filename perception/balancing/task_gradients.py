@@ -97,6 +97,13 @@ class TaskGradients:
             return torch.arange(self.reached.shape[1]) < self.num_features
         return self.reached[present.cpu()].sum(dim=0) >= 2
 
+    def of(self, number: int) -> list[Tensor | None]:
+        """One parameter's T gradients, of its shape, without the factors of `scale_`; None where not reached."""
+        return [
+            self._shaped(row, number) if reached else None
+            for row, reached in zip(self.rows, self.reached[:, number].tolist(), strict=True)
+        ]
+
     def gram(self, present: Tensor) -> Tensor:
         """(T, T) float64 inner products over the shared parameters, on the CPU.
 

@@ -1,7 +1,7 @@
 """Turning layers into one copy per task, and a model with copies back into plain models, one per task."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -104,6 +104,28 @@ def plain_state_dict(model: nn.Module, task: str) -> dict[str, Tensor]:
                 if other == task:
                     state[prefix + key.removeprefix(f"{prefix}{other}.")] = value
     return state
+
+
+def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a plain model for a model with copies: each copy gets the plain layer's.
+
+    Args:
+        model: has `TaskCopies`, or not: then nothing changes.
+        state: weights; those of a layer that has copies in it as well are kept as they are.
+
+    Example:
+        >>> norm = convert_task_norms(nn.LayerNorm(3), ("det", "seg"))
+        >>> sorted(spread_state_dict(norm, nn.LayerNorm(3).state_dict()))
+        ['det.bias', 'det.weight', 'seg.bias', 'seg.weight']
+    """
+    spread = dict(state)
+    for name, layer in task_copies(model).items():
+        prefix = f"{name}." if name else ""
+        for key in next(iter(layer.values())).state_dict():
+            if prefix + key in spread:
+                value = spread.pop(prefix + key)
+                spread |= {f"{prefix}{task}.{key}": value for task in layer.tasks}
+    return spread
 
 
 def replace_layers(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,17 @@ from perception.engine.gradient_sources import (
     SummedSource,
     add_gradient,
 )
+from perception.engine.group_source import GroupSource
 from perception.utils import did_you_mean
+
+if TYPE_CHECKING:
+    from perception.balancing.connection_strength import ConnectionStrength
 
 GradientSource = Literal["parameters", "features", "last_layer"]
 KPIS = "kpi_metrics"
 """Attribute of a model: task → names of the metrics whose mean is its score."""
 
-_Source = SummedSource | ParameterSource | FeatureSource | ReusedSource
+_Source = SummedSource | ParameterSource | FeatureSource | ReusedSource | GroupSource
 
 
 class BalancedBackward:
@@ -41,6 +45,7 @@ class BalancedBackward:
         interval: updates between refreshed coefficients.
         gram_interval: updates between measurements of cosines where the method has no Gram matrix; 0: never.
         bucket_mb: largest message between ranks, MiB.
+        accumulative_counts: micro-batches per update.
 
     Raises:
         ValueError: an argument is outside its choices, or does not go with the balancer.
@@ -54,8 +59,9 @@ class BalancedBackward:
         interval: int,
         gram_interval: int,
         bucket_mb: float,
+        accumulative_counts: int = 1,
     ) -> None:
-        check_options(balancer, gradient_source, interval, gram_interval)
+        check_options(balancer, gradient_source, interval, gram_interval, accumulative_counts)
         self.balancer = balancer
         self.gradient_source = gradient_source
         self.interval = interval
@@ -63,6 +69,7 @@ class BalancedBackward:
         self.bucket_mb = bucket_mb
         self.num_updates = 0
         self.task_names: tuple[str, ...] = ()
+        self._model: nn.Module | None = None
         self._features: SharedFeatures | None = None
         self._last_layer: list[Tensor] = []
         self._kpi_metrics: Mapping[str, Sequence[str]] = {}
@@ -98,6 +105,8 @@ class BalancedBackward:
             ValueError: the balancer names unknown tasks, or the model lacks what the gradient source needs.
         """
         self.task_names = tuple(task_names)
+        self._model = model
+        self.balancer.adopt(model)
         self.balancer.setup(self.task_names, max_epochs=max_epochs, total_steps=total_steps, seed=seed)
         self._kpi_metrics = getattr(model, KPIS, {})
         self._features = getattr(model, "shared_features", None)
@@ -171,6 +180,8 @@ class BalancedBackward:
         """Start an epoch, counted from 1; after a resume inside it, go on with it."""
         if epoch != self._epoch:
             self._epoch = epoch
+            if self.balancer.needs_task_forwards:
+                self._main = None  # its phase may be another one
             self.balancer.begin_epoch(epoch)
 
     def end_epoch(self) -> None:
@@ -221,7 +232,7 @@ class BalancedBackward:
         return self._coefficients is not None and self.num_updates % self.interval != 0
 
     def _choose(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
-        if self.needs_task_gradients and not self._is_prepared:
+        if (self.needs_task_gradients or self.balancer.needs_task_forwards) and not self._is_prepared:
             raise ValueError(
                 f"{self.balancer} compares task gradients and must know the run: call prepare(model, ...) before the "
                 "first step. The runner does so"
@@ -245,6 +256,9 @@ class BalancedBackward:
         }
 
     def _build(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
+        if self.balancer.needs_task_forwards and not self.balancer.steps_per_group:
+            assert self._model is not None
+            return GroupSource(cast("ConnectionStrength", self.balancer), parameters, self._model)
         if not self.needs_task_gradients:
             return SummedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
         if self.gradient_source == "features":
@@ -273,7 +287,11 @@ def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 def check_options(
-    balancer: Balancer, gradient_source: str, interval: int = 1, gram_interval: int = 0
+    balancer: Balancer,
+    gradient_source: str,
+    interval: int = 1,
+    gram_interval: int = 0,
+    accumulative_counts: int = 1,
 ) -> None:
     """Refuse options that are outside their choices, or do not go with the balancer.
 
@@ -290,6 +308,12 @@ def check_options(
         raise ValueError(
             f"interval is {interval} and watch.gram_interval {gram_interval}; allowed: an interval of 1 or more, a "
             "gram_interval of 0 (never) or more"
+        )
+    if balancer.needs_task_forwards and (gram_interval or accumulative_counts != 1):
+        raise ValueError(
+            f"{balancer} runs the model once per group of tasks, so it takes no watch.gram_interval (no forward has "
+            "all losses) and no accumulative_counts above 1 (a group's update precedes the next one's forward); got "
+            f"{gram_interval} and {accumulative_counts}. For larger batches raise batch_size or use more ranks"
         )
     compares = balancer.needs_gram or balancer.needs_gradients
     if not compares and (gradient_source != "parameters" or interval != 1):

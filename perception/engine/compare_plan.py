@@ -17,6 +17,7 @@ from perception.engine.balanced_backward import BalancedBackward
 from perception.engine.compare_scores import LOWER_IS_BETTER
 from perception.engine.run_folder import CONFIG_FILE, hash_config
 from perception.engine.runner import PerceptionRunner
+from perception.engine.task_forwards import prepare_model
 from perception.registry import MODELS
 from perception.utils import did_you_mean, read_json
 
@@ -211,9 +212,10 @@ def _with_balancer(
             interval=wrapper.get("interval", 1),
             gram_interval=(wrapper.get("watch") or {}).get("gram_interval", 0),
             bucket_mb=wrapper.get("bucket_mb", 25.0),
+            accumulative_counts=wrapper.get("accumulative_counts", 1),
         )
         steps = -(-setting["num_steps"] // wrapper.get("accumulative_counts", 1))
-        model = setting["model"]
+        model = prepare_model(balancer, setting["model"])
         names = getattr(model, "task_names", ())
         balanced.prepare(model, names, max_epochs=setting["max_epochs"], total_steps=steps, seed=0)
     except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ from mmengine.runner.base_loop import BaseLoop
 
 from perception.engine.collectives import max_over_ranks
 from perception.engine.precision import Precision, autocast, precision_of, resolve_precision
+from perception.engine.task_forwards import predict_by_groups
 from perception.registry import LOOPS
 
 
@@ -83,7 +84,7 @@ class EvalLoop(BaseLoop):
         runner.call_hook(f"before_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch)
         step = runner.model.val_step if self.mode == "val" else runner.model.test_step
         with autocast(self.precision):
-            outputs = step(data_batch)
+            outputs = predict_by_groups(runner.bare_model, runner.task_plan, step, data_batch)
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         runner.call_hook(
             f"after_{self.mode}_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs

@@ -102,6 +102,7 @@ class BalancedOptimWrapper(OptimWrapper):
             interval=interval,
             gram_interval=0 if watch is None else watch["gram_interval"],
             bucket_mb=bucket_mb,
+            accumulative_counts=accumulative_counts,
         )
         self.max_bad_steps = max_bad_steps
         self.precision = resolve_precision(precision)
@@ -168,6 +169,13 @@ class BalancedOptimWrapper(OptimWrapper):
             TypeError: the model's `parse_losses` does not return `TaskLosses`.
             FloatingPointError: `max_bad_steps` steps in a row were not finite.
         """
+        self.add_losses(loss)
+        self._inner_count += 1
+        if self.should_update() and self.take_step():
+            self.end_update()
+
+    def add_losses(self, loss: TaskLosses) -> None:
+        """The first part of `update_params`: exchange of losses, finite check, backward."""
         if not isinstance(loss, TaskLosses):
             raise TypeError(
                 f"update_params received {type(loss).__name__}; the model's parse_losses must return a TaskLosses "
@@ -201,12 +209,18 @@ class BalancedOptimWrapper(OptimWrapper):
             non_finite = self.balanced.micro_step(step, self._parameters())
             if non_finite is not None:
                 self._drop_update(partial(self._name_bad, *non_finite))
-        self._inner_count += 1
-        if self.should_update():
-            if not self._is_window_bad:
-                self._update()
-            self.zero_grad()
-            self._is_window_bad = False
+
+    def take_step(self) -> bool:
+        """The second part: gradients of the global batch, finite check, clip, optimiser step; whether it was taken."""
+        is_taken = not self._is_window_bad and self._update()
+        self.zero_grad()
+        self._is_window_bad = False
+        return is_taken
+
+    def end_update(self) -> None:
+        """Count an update that was taken, and end a row of bad ones."""
+        self.balanced.end_step()
+        self.num_bad_in_row = 0
 
     def _exchange(self, losses: TaskLosses) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         # Each local loss is S_t / max(n_t, 1). Summed over ranks: n_t, S_t, and how many have and how many a bad loss.
@@ -233,29 +247,28 @@ class BalancedOptimWrapper(OptimWrapper):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
         parameters = self._parameters()
         non_finite = self.balanced.finish(self.loss_scale)
         if non_finite is not None:
             self._drop_update(partial(self._name_bad, *non_finite))
-            return
+            return False
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             self.last_step |= {"grad_norm": 0.0, "balance": self.balanced.report()}
-            return
+            return False
         clip = self.clip_grad_kwargs or {}
         norm = get_total_norm(gradients, norm_type=clip.get("norm_type", 2.0))
         if not bool(torch.isfinite(norm)):
             self._drop_update(partial(self._blame, parameters))
-            return
+            return False
         self.last_step |= {"grad_norm": float(norm), "balance": self.balanced.report()}
         if clip:
             clip_grads_with_norm_(parameters, clip["max_norm"], norm)
         self.optimizer.step()
-        self.balanced.end_step()
-        self.num_bad_in_row = 0
         if self.scaler is not None:
             self.scaler.update(has_overflowed=False)
+        return True
 
     def _name_bad(self, tasks: list[int], parameters: list[int]) -> tuple[list[str], list[str]]:
         names = list(self._named(self._parameters()))

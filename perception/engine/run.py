@@ -19,6 +19,7 @@ from perception.engine.precision import autocast, precision_of
 from perception.engine.run_folder import LOG_FILE, METRICS_FILE, headline_scores, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner
 from perception.engine.scene_sampler import SceneSampler, read_scene_tokens
+from perception.engine.task_forwards import predict_by_groups
 from perception.utils import get_logger, write_json_atomic
 
 logger = get_logger("engine")
@@ -74,6 +75,7 @@ def evaluate(
     if subset is not None:
         changes["test_dataloader"] = _with_subset(changes["test_dataloader"], subset)
     runner = PerceptionRunner.from_cfg(_changed(_without_training(cfg), **changes, resume=False))
+    runner.convert_for(cfg.get("optim_wrapper"))
     loop = runner.build_test_loop(runner._test_loop)
     runner._test_loop = loop
     if subset is not None:
@@ -114,6 +116,7 @@ def predict(
                 bare.pop(f"{name}_{part}", None)
         bare["visualizer"] = dict(vis_backends=[])
         runner = PerceptionRunner.from_cfg(bare)
+        runner.convert_for(cfg.get("optim_wrapper"))
         runner.strategy.prepare(runner.model)
         runner.load_or_resume()
     model = runner.bare_model.eval()
@@ -126,7 +129,8 @@ def predict(
     order = list(indices) if indices is not None else list(_in_scene_order(dataset))
     for index in order:
         with torch.no_grad(), autocast(precision):
-            results = model.test_step(pseudo_collate([dataset[index]]))
+            batch = pseudo_collate([dataset[index]])
+            results = predict_by_groups(model, runner.task_plan, model.test_step, batch)
         yield from results
 
 

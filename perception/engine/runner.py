@@ -4,6 +4,7 @@ import inspect
 import io
 import os
 import uuid
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from perception.balancing.task_norms import spread_state_dict
 from perception.checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
@@ -53,6 +55,7 @@ from perception.engine.run_folder import (
     update_summary,
 )
 from perception.engine.strategies import DDPStrategy, SingleStrategy
+from perception.engine.task_forwards import Plan, balancer_that_changes_the_model, prepare_model
 from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
 from perception.engine.vocabulary import check_classes, check_vocabulary, read_vocabulary
@@ -90,11 +93,13 @@ class PerceptionRunner(FlexibleRunner):
         should_stop: whether the run ends at the next step boundary.
         stop_signal: the signal that asked for it, 0 if none.
         last_log_line: the log's line of the last step.
+        task_plan: groups of tasks that the model runs for one after the other; none: one forward for all.
     """
 
     stop_signal: int = 0
     should_stop: bool = False
     last_log_line: dict[str, Any]
+    task_plan: Plan = ()
     _has_loaded: bool
     _train_loop: Any
     _val_loop: Any
@@ -133,7 +138,29 @@ class PerceptionRunner(FlexibleRunner):
             env_cfg=options.get("env_cfg") or {},
             default_scope=options.get("default_scope") or SCOPE,
         )
-        return cls(**options, cfg=cfg)
+        runner = cls(**options, cfg=cfg)
+        runner.convert_for(cfg.get("optim_wrapper"))
+        return runner
+
+    def convert_for(self, optim_wrapper: Mapping[str, Any] | None) -> None:
+        """Give the model the form in which an optimiser wrapper's balancing method trains it; before it is built.
+
+        Args:
+            optim_wrapper: config of the wrapper that trains or trained the model.
+
+        Raises:
+            ValueError: the balancer can't be built; when the model is built, that it does not fit.
+        """
+        balancer = balancer_that_changes_the_model(optim_wrapper)
+        if balancer is None:
+            return
+
+        def convert(model: nn.Module) -> nn.Module:
+            prepared = prepare_model(balancer, model)
+            self.task_plan = balancer.plan
+            return prepared
+
+        self.strategy.convert = convert
 
     # ------------------------------------------------------------------ building
 
@@ -380,10 +407,14 @@ class PerceptionRunner(FlexibleRunner):
         self._has_loaded = True
 
     def load_checkpoint(self, filename: str, **_: Any) -> None:
-        """Take the weights of a checkpoint, a run folder's latest, or a `.safetensors` file."""
+        """Take the weights of a checkpoint, a run folder's latest, or a `.safetensors` file.
+
+        Weights of a plain model go into every task's copy of a layer.
+        """
         path = find_checkpoint(filename)
         check_vocabulary(self._vocabulary(), load_state(path), path=path)
-        self.strategy.load_model_state_dict(load_model_weights(path), path=str(path))
+        weights = spread_state_dict(self.bare_model, load_model_weights(path))
+        self.strategy.load_model_state_dict(weights, path=str(path))
         logger.info("weights loaded from %s", path)
 
     def resume(self, filename: str, **_: Any) -> None:

@@ -1,6 +1,7 @@
 """What the optimiser wrapper needs to know of the current step when it has to explain a failure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class StepContext:
         data_batch: what the loader gave, before the preprocessor.
         rng_state: the generators before the step's forward.
         statistics: running statistics before the step's forward.
+        scopes: what makes the context of each of the step's forwards.
     """
 
     step: int
@@ -28,6 +30,7 @@ class StepContext:
     data_batch: Any
     rng_state: dict[str, Any] = field(default_factory=get_rng_state)
     statistics: NormStatistics | None = None
+    scopes: Sequence[Callable[[], AbstractContextManager]] = (nullcontext,)
 
     def __post_init__(self) -> None:
         if self.statistics is None:
@@ -46,7 +49,7 @@ class StepContext:
         return [str(token) for sample in samples if (token := _token(sample)) is not None]
 
     def blame_gradients(self, parameters: Mapping[str, Tensor], autocast: Any) -> dict[str, list[str]]:
-        """Run the forward again and find which task gives which parameter a non-finite gradient.
+        """Run the forwards again and find which task gives which parameter a non-finite gradient.
 
         Args:
             parameters: name → parameter, those whose gradient is not finite.
@@ -59,15 +62,16 @@ class StepContext:
         set_rng_state(self.rng_state)
         blamed: dict[str, list[str]] = {}
         try:
-            with torch.enable_grad():
-                with autocast:
-                    data = self.model.data_preprocessor(self.data_batch, True)
-                    losses = self.model(**data, mode="loss")
-                task_losses, _ = self.model.parse_losses(losses)
-                for task, loss in task_losses.items():
-                    names = _non_finite_gradients(loss, parameters)
-                    if names:
-                        blamed[task] = names
+            for scope in self.scopes:
+                with torch.enable_grad(), scope():
+                    with autocast:
+                        data = self.model.data_preprocessor(self.data_batch, True)
+                        losses = self.model(**data, mode="loss")
+                    task_losses, _ = self.model.parse_losses(losses)
+                    for task, loss in task_losses.items():
+                        names = _non_finite_gradients(loss, parameters)
+                        if names:
+                            blamed[task] = names
         finally:
             self.restore_statistics()
             set_rng_state(before)

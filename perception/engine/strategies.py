@@ -8,6 +8,7 @@ import atexit
 import datetime
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,9 +29,14 @@ _MAX_NAMED = 5
 
 
 class _RunFolderMixin:
-    """Text logs go to the run folder's `logs`, and state dicts are those of the bare model."""
+    """Text logs go to the run folder's `logs`, and state dicts are those of the bare model.
+
+    Attributes:
+        convert: initialised model → the one to train or evaluate; None: itself.
+    """
 
     model: nn.Module
+    convert: Callable[[nn.Module], nn.Module] | None = None
     _log_dir: str
 
     def __init__(self, **kwargs: Any) -> None:
@@ -55,6 +61,11 @@ class _RunFolderMixin:
         ours.handlers[:] = logger.handlers
         ours.setLevel(log_level)
         return logger
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        """As MMEngine's, after the conversion of the initialised model where a balancing method wants one."""
+        converted = model if self.convert is None else self.convert(model)
+        return super()._wrap_model(converted)  # type: ignore[misc]
 
     @property
     def bare_model(self) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 from perception.engine.norm_statistics import average_norm_statistics
 from perception.engine.rng import isolated_rng
 from perception.engine.step_context import StepContext
+from perception.engine.task_forwards import train_by_groups
 from perception.registry import LOOPS
 from perception.utils import get_logger
 
@@ -153,10 +154,7 @@ class TrainLoop(BaseLoop):
         batch_idx = self.batch_idx
         runner.restore_pending_rng()
         runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
-        runner.optim_wrapper.begin_step(
-            StepContext(step=self._iter + 1, model=runner.bare_model, data_batch=data_batch)
-        )
-        outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        outputs = self._train_step(data_batch)
         average_norm_statistics(runner.bare_model)
         runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
         if batch_idx + 1 == self.epoch_length:
@@ -165,6 +163,14 @@ class TrainLoop(BaseLoop):
         runner.call_hook("at_step_boundary")
         if not runner.should_stop and self._is_evaluation_due():
             self._evaluate()
+
+    def _train_step(self, data_batch: Any) -> dict[str, Any]:
+        runner, step = self.runner, self._iter + 1
+        if runner.task_plan:
+            return train_by_groups(runner.bare_model, data_batch, runner.optim_wrapper, step=step)
+        context = StepContext(step=step, model=runner.bare_model, data_batch=data_batch)
+        runner.optim_wrapper.begin_step(context)
+        return runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
 
     def _is_evaluation_due(self) -> bool:
         if self.val_interval == 0 or self.runner.val_loop is None:
