@@ -17,7 +17,7 @@ CONFIGS = sorted(path for project in PROJECTS for path in (project / "configs").
 def test_the_four_papers() -> None:
     assert [project.name for project in PROJECTS] == ["amtl", "connection_strength", "mclgs", "wpcgrad"]
     with_configs = {path.parents[1].name for path in CONFIGS}
-    assert with_configs == {"amtl", "mclgs", "wpcgrad"}  # connection strength cannot be trained yet
+    assert with_configs == {"amtl", "connection_strength", "mclgs", "wpcgrad"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem.split("_1xb")[0].split("_8xb")[0])

@@ -206,6 +206,8 @@ def _with_balancer(
         if not (balancer.needs_gram or balancer.needs_gradients):  # it would refuse what it has no use for
             wrapper.pop("gradient_source", None)
             wrapper.pop("interval", None)
+        if balancer.needs_task_forwards:
+            wrapper.pop("watch", None)
         balanced = BalancedBackward(
             balancer=balancer,
             gradient_source=wrapper.get("gradient_source", "parameters"),

@@ -88,7 +88,7 @@ def test_pacing_by_ratio_learns_the_number_of_steps():
         ("dwa+rlw", "has 2 loss weightings"),
         ("pcgrad+pcgrad", "names a method twice"),
         ("pcgrad+geometric", "must be the first stage"),
-        ("graddrop+pcgrad", "works element by element"),
+        ("graddrop+pcgrad", "takes only a loss weighting beside it"),
         ({"weighting": "dwa"}, "give a name, or a dict"),
         (3, "balancer is 3; give a name"),
     ],

@@ -105,6 +105,11 @@ def test_misspelt_key_at_any_level(options, tmp_path, capsys, key, right):
         ("pcgrd", "Did you mean 'pcgrad'"),
         ('{"name": "wpcgrad", "priority": {"name": "dtp", "gama": 2}}', "Did you mean 'gamma'"),
         ('{"name": "amtl"}', "potentials"),
+        (
+            '{"name": "connection_strength", "groups": {"det": ["cls", "box"], "seg": ["seg"]}}',
+            "['velocity']",
+        ),
+        ('{"name": "connection_strength", "trunk": ["img_backbon"]}', "has no submodules ['img_backbon']"),
     ],
 )
 def test_a_balancer_that_cannot_be_built(options, tmp_path, capsys, verb, balancer, message):

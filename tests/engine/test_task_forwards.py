@@ -8,14 +8,28 @@ import pytest
 import torch
 import toy_world
 from mmengine.hooks import Hook
+from mmengine.structures import PixelData
 from torch import Tensor
 
+from perception.balancing import build_balancer
 from perception.balancing.task_copies import use_task
 from perception.balancing.task_norms import plain_model
 from perception.checkpoint import CheckpointError, load_checkpoint
-from perception.config import ConfigError
-from perception.engine import PerceptionRunner, check_balancing, evaluate, predict, read_log
-from perception.engine.task_forwards import predict_by_groups, prepare_model
+from perception.config import ConfigError, load_config
+from perception.engine import (
+    BalancedOptimWrapper,
+    PerceptionRunner,
+    check_balancing,
+    evaluate,
+    predict,
+    read_log,
+)
+from perception.engine.compare import compare
+from perception.engine.compare_plan import plan_runs
+from perception.engine.task_forwards import predict_by_groups, prepare_model, train_by_groups
+from perception.registry import MODELS
+from perception.visualization import plot_balance
+from perception.visualization.balance_records import BalanceRecords
 from tests.balancing.naive_projection import naive
 from tests.engine import bev_world
 from tests.models.small import collate, make_item, small_model
@@ -227,8 +241,6 @@ def test_evaluation_is_that_of_the_plain_models(started: Path) -> None:
 
 
 def _balancer(**changes: Any) -> Any:
-    from perception.balancing import build_balancer
-
     return build_balancer({**grouped_world.CONNECTION, **changes})
 
 
@@ -383,3 +395,54 @@ def test_bevformer_trains_and_evaluates(tmp_path: Path, phase: str, precision: s
         pass
     val = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "val"]
     assert val[-1]["metrics"]["count"] == 3
+
+
+def test_compared_with_others_and_drawn(tmp_path: Path) -> None:
+    """A run each of the plain sum and of connection strength, by the command's own functions."""
+    cfg = grouped_world.config(
+        tmp_path / "base",
+        balancer="sum",
+        train_cfg=dict(by_epoch=True, max_epochs=4, val_interval=4),
+        optim_wrapper__watch=dict(gram_interval=2),
+    )
+    specs = {"sum": "sum", "connection_strength": grouped_world.CONNECTION}
+    runs = plan_runs(cfg, specs, num_seeds=1, work_dir=tmp_path)
+    result = compare(runs, work_dir=tmp_path, config="toy", command="", scores={"seg": ["mIoU"]})
+    assert set(result["balancers"]) == set(specs)
+    assert not result["failed"]
+    assert not result["unfinished"]
+    folder = tmp_path / "connection_strength" / "seed0"
+    records = BalanceRecords.from_log(read_log(folder / "log.jsonl"))
+    assert {name for _, _, name in records.phases} == set(PHASES)
+    assert set(records.rows) >= {"top_share", "group_conflict_share", "group_grad_norms"}
+    assert plot_balance(folder / "log.jsonl", tmp_path / "balance.png").stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="balancer 'wrong': the model's tasks \\['cls', 'box'\\]"):
+        plan_runs(
+            cfg,
+            {"wrong": {"name": "connection_strength", "groups": {"a": ["seg"], "b": ["cls"]}}},
+            num_seeds=1,
+            work_dir=tmp_path / "other",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_demos_model_takes_a_step(phase: str) -> None:
+    torch.manual_seed(0)
+    balancer = build_balancer({"name": "connection_strength", "phases": phase})
+    model = MODELS.build(load_config("bevformer_nano_det-seg-connection-strength").model)
+    model.init_weights()
+    model = prepare_model(balancer, model).train()
+    item = make_item(0)
+    item["data_samples"].gt_bev_seg = PixelData(sem_seg=torch.randint(0, 4, (1, 200, 400)))
+    wrapper = BalancedOptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3), balancer=balancer)
+    wrapper.balanced.prepare(model, model.task_names, max_epochs=2, total_steps=2, seed=0)
+    wrapper.balanced.begin_epoch(1)
+    before = state_of(model)
+    train_by_groups(model, collate([item]), wrapper, step=1)
+    assert not wrapper.last_step["skipped"]
+    assert wrapper.last_step["balance"]["phase"] == phase
+    assert len(balancer.connections) == 33
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert not {name for name in still if name.startswith(model.trunk_names) and ".norm" in name}
+    assert {f"img_backbone.bn1.{group}.weight" for group in GROUPS}.isdisjoint(still)

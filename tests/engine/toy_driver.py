@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import bev_world
+import grouped_world
 import torch
 import toy_world
 
 from perception.engine import PerceptionRunner, collectives
 
-WORLDS = {"toy": toy_world.config, "bev": bev_world.config}
+WORLDS = {"toy": toy_world.config, "bev": bev_world.config, "grouped": grouped_world.config}
 
 
 def train(
