@@ -212,7 +212,9 @@ class BalancedBackward:
         """Tensors and JSON-able values that a resume needs."""
         return {
             "num_updates": self.num_updates,
-            "coefficients": self._coefficients,
+            # An absent task's is NaN, which a checkpoint refuses to hold.
+            "coefficients": self._coefficients
+            and [None if math.isnan(value) else value for value in self._coefficients],
             "epoch": self._epoch,
             "sums": {task: list(total) for task, total in self._sums.items()},
             "kpi_step": self._kpi_step,
@@ -222,7 +224,8 @@ class BalancedBackward:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned; after `prepare`."""
         self.num_updates = int(state["num_updates"])
-        self._coefficients = state["coefficients"]
+        saved = state["coefficients"]
+        self._coefficients = saved and [math.nan if value is None else value for value in saved]
         self._epoch = int(state["epoch"])
         self._sums = {task: list(total) for task, total in state["sums"].items()}
         self._kpi_step = int(state["kpi_step"])

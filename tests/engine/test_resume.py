@@ -93,6 +93,22 @@ def test_reused_coefficients(tmp_path: Path) -> None:
     toy_world.assert_same(whole, parts)
 
 
+@pytest.mark.parametrize("interval", [1, 3])
+def test_a_task_is_absent_where_the_run_stops(tmp_path: Path, interval: int) -> None:
+    """It has no coefficient then, and the checkpoint must say so without a NaN."""
+    changes = {
+        "optim_wrapper__balancer": "pcgrad",
+        "optim_wrapper__interval": interval,
+        "train_dataloader__dataset__seg_every": 5,
+        "train_cfg": dict(by_epoch=False, max_iters=8, val_interval=0),
+    }
+    whole = run(tmp_path / "whole", **changes)
+    stops = tuple(range(1, 8))
+    parts = run(tmp_path / "parts", stops=stops, **changes)
+    assert {len(line["tasks"]) for line in whole["log"]} == {1, 2}
+    toy_world.assert_same(whole, parts)
+
+
 def test_scores_reach_the_balancer_once(tmp_path: Path) -> None:
     """The checkpoint of a step is older than the evaluation at that step; a resume makes up for it."""
     balancer = {"name": "amtl", "potentials": {"det": 2.0, "seg": 3.0}}
