@@ -13,6 +13,7 @@ from perception.balancing.task_losses import TaskLosses
 if TYPE_CHECKING:
     from perception.balancing.achievement import AchievementWeights
     from perception.balancing.connection_strength import ConnectionStrength
+    from perception.balancing.cross_stitch import CrossStitchTrunk, CrossStitchUnit
     from perception.balancing.dynamic_priority import DynamicTaskPriority
     from perception.balancing.dynamic_weights import DynamicTaskWeights
     from perception.balancing.geometric_mean import GeometricMean
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from perception.balancing.nash import NashWeighting
     from perception.balancing.pacing import ExponentialPacing, LinearPacing, RatioPacing
     from perception.balancing.priorities import UniformPriority
+    from perception.balancing.recon_balancers import Recon, ReconScores
+    from perception.balancing.rotograd import RotoGrad
     from perception.balancing.static_priority import StaticPriority
     from perception.balancing.wpcgrad import WPCGradWeighting
 
@@ -33,6 +36,8 @@ _MODULES = {
     "AchievementWeights": "achievement",
     "ConnectionStrength": "connection_strength",
     "ConstantWeights": "loss_weighting",
+    "CrossStitchTrunk": "cross_stitch",
+    "CrossStitchUnit": "cross_stitch",
     "DynamicTaskPriority": "dynamic_priority",
     "DynamicTaskWeights": "dynamic_weights",
     "ExponentialPacing": "pacing",
@@ -46,6 +51,9 @@ _MODULES = {
     "MultiTaskBalancer": "multi_task_balancer",
     "NashWeighting": "nash",
     "RatioPacing": "pacing",
+    "Recon": "recon_balancers",
+    "ReconScores": "recon_balancers",
+    "RotoGrad": "rotograd",
     "StaticPriority": "static_priority",
     "UniformPriority": "priorities",
     "WPCGradWeighting": "wpcgrad",
@@ -56,6 +64,8 @@ __all__ = [
     "Balancer",
     "ConnectionStrength",
     "ConstantWeights",
+    "CrossStitchTrunk",
+    "CrossStitchUnit",
     "DynamicTaskPriority",
     "DynamicTaskWeights",
     "ExponentialPacing",
@@ -69,6 +79,9 @@ __all__ = [
     "MultiTaskBalancer",
     "NashWeighting",
     "RatioPacing",
+    "Recon",
+    "ReconScores",
+    "RotoGrad",
     "SharedFeatures",
     "StaticPriority",
     "TaskGradients",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception.balancing.task_gradients import TaskGradients
+
 
 class Balancer:
     """The plain sum, and the base of every other method.
@@ -28,19 +30,28 @@ class Balancer:
         needs_gradients: whether the update comes from `combine_block` instead of from coefficients.
         scale_heads: whether a parameter that only one task reaches is updated with that task's coefficient too; if
             not, only with the task's loss weight.
+        holds_gradients: whether task gradients are held until the end of an update though the method gets neither their
+            Gram matrix nor them; `observe_gradients` sees them.
         needs_task_forwards: whether the model runs once per group of tasks and batch, under `use_task`.
         plan: then the groups in their order, each with its tasks.
         steps_per_group: whether each group's forward is followed by an optimiser step of its own.
+        projects_groups: whether the update is made of the groups' gradients, by `project`.
     """
 
     needs_gram: bool = False
     needs_gradients: bool = False
     scale_heads: bool = True
+    holds_gradients: bool = False
     needs_task_forwards: bool = False
     plan: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def steps_per_group(self) -> bool:
+        """See the class."""
+        return False
+
+    @property
+    def projects_groups(self) -> bool:
         """See the class."""
         return False
 
@@ -120,6 +131,9 @@ class Balancer:
             (...) the update.
         """
         raise NotImplementedError(f"{type(self).__name__} combines by coefficients, not element by element")
+
+    def observe_gradients(self, gradients: TaskGradients) -> None:
+        """See an update's weighted task gradients of the global batch, before `combine`."""
 
     def report(self) -> dict[str, Any]:
         """What the last step did, as JSON-able values; only what cost nothing."""

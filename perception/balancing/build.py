@@ -99,8 +99,8 @@ def _assemble(
         if len(kinds) > 1:
             alone = next(part for part in per_part if METHODS[part].kind == "balancer")
             raise ValueError(
-                f"balancer {name!r}: {alone!r} combines gradients in its own way and takes only a loss weighting "
-                f"beside it: dict(name={alone!r}, weighting=...)"
+                f"balancer {name!r}: {alone!r} can't be joined by '+'; it takes only a loss weighting beside it: "
+                f"dict(name={alone!r}, weighting=...)"
             )
         ((part, arguments),) = per_part.items()
         return _make(METHODS[part], part, {**arguments, **options})

@@ -125,6 +125,11 @@ class ConnectionStrength(MultiTaskBalancer):
         """Whether this is the first phase."""
         return self.phase == "sequential"
 
+    @property
+    def projects_groups(self) -> bool:
+        """Whether this is the second phase."""
+        return self.phase == "grouped"
+
     def begin_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 1, and draw its phase."""
         super().begin_epoch(epoch)

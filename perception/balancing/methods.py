@@ -91,6 +91,17 @@ METHODS: dict[str, Method] = {
         nested=(("weighting", "weighting"),),
         changes_model=True,
     ),
+    "recon_scores": Method(
+        kind="balancer",
+        target="recon_balancers:ReconScores",
+        nested=(("weighting", "weighting"), ("combination", "stage")),
+    ),
+    "recon": Method(
+        kind="balancer",
+        target="recon_balancers:Recon",
+        nested=(("weighting", "weighting"), ("combination", "stage")),
+        changes_model=True,
+    ),
 }
 
 PARTS: dict[str, dict[str, Method]] = {

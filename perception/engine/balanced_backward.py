@@ -86,8 +86,9 @@ class BalancedBackward:
 
     @property
     def needs_task_gradients(self) -> bool:
-        """Whether the method compares task gradients."""
-        return self.balancer.needs_gram or self.balancer.needs_gradients
+        """Whether task gradients are held apart."""
+        balancer = self.balancer
+        return balancer.needs_gram or balancer.needs_gradients or balancer.holds_gradients
 
     def prepare(
         self, model: nn.Module, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int
@@ -259,7 +260,7 @@ class BalancedBackward:
         }
 
     def _build(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
-        if self.balancer.needs_task_forwards and not self.balancer.steps_per_group:
+        if self.balancer.projects_groups:
             assert self._model is not None
             return GroupSource(cast("ConnectionStrength", self.balancer), parameters, self._model)
         if not self.needs_task_gradients:
@@ -324,8 +325,9 @@ def check_options(
             f"{balancer} does not compare task gradients, so gradient_source={gradient_source!r} and "
             f"interval={interval} would do nothing; leave them out"
         )
-    if balancer.needs_gradients and (gradient_source != "parameters" or interval != 1):
+    is_exact = balancer.needs_gradients or balancer.holds_gradients
+    if is_exact and (gradient_source != "parameters" or interval != 1):
         raise ValueError(
-            f"{balancer} combines the gradients element by element: it needs gradient_source='parameters' and "
-            f"interval=1, got {gradient_source!r} and {interval}"
+            f"{balancer} works on the gradients, element by element or layer by layer: it needs "
+            f"gradient_source='parameters' and interval=1, got {gradient_source!r} and {interval}"
         )

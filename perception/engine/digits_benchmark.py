@@ -73,9 +73,12 @@ def check_digits_methods(names: Iterable[str], settings: DigitsSettings) -> dict
     for name in names:
         spec = digits_spec(name, dict.fromkeys(TASKS, 0.5))
         try:
-            make_wrapper(DigitsNet(width=settings.width), spec, settings)
+            wrapper = make_wrapper(DigitsNet(width=settings.width), spec, settings)
         except (ValueError, TypeError) as error:
             problems[name] = str(error)
+            continue
+        if wrapper.balancer.holds_gradients:
+            problems[name] = "it trains as the plain sum does, and only scores the layers"
     return problems
 
 

@@ -105,7 +105,8 @@ def train_by_groups(
             task_losses, log_vars = model.parse_losses(losses)
             optim_wrapper.add_losses(task_losses)
         terms |= {key: value for key, value in log_vars.items() if key != "loss"}
-        report = _joined(report, balancer.report())
+        if not balancer.holds_gradients:  # else the tasks are combined at the end
+            report = _joined(report, balancer.report())
         done[group] = optim_wrapper.last_step
         if is_sequential and optim_wrapper.take_step():
             updated.append(group)
@@ -150,7 +151,7 @@ def predict_by_groups(model: Any, plan: Plan, step: Callable[[Any], Any], data_b
 @contextmanager
 def _watching(balancer: "ConnectionStrength", model: nn.Module) -> Iterator[None]:
     """In a run's first forward, and the first after a resume, layers are paired with norms; ranks must agree."""
-    if balancer.is_watched:
+    if getattr(balancer, "is_watched", True):  # other methods need not know
         yield
         return
     with balancer.watch(model):

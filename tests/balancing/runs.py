@@ -11,6 +11,7 @@ ARGUMENTS = {
     "achievement": {"potentials": POTENTIALS},
     "amtl": {"potentials": POTENTIALS},
     "achievement+pcgrad": {"potentials": POTENTIALS},
+    "recon": {"layers": ("trunk.0",)},
     "achievement+cagrad": {"achievement": {"potentials": POTENTIALS}},
 }
 

@@ -128,6 +128,21 @@ def test_the_page_names_every_method():
         assert build_balancer(value_of(spec)) is not None
 
 
+def test_the_examples_of_the_page_on_architectures_run():
+    page = Path(__file__).resolve().parents[2] / "docs" / "balancing_architectures.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found = [{} for _ in blocks]
+    for block, names in zip(blocks, found, strict=True):
+        exec(compile(block, str(page), "exec"), names)  # noqa: S102  our own page
+    rotograd, cross_stitch = found
+    assert int(rotograd["roto"].num_steps) == 3
+    assert any(bool(generator.any()) for generator in rotograd["roto"].generators.values())
+    assert {name: tuple(x.shape) for name, x in cross_stitch["features"].items()} == {
+        "det": (1, 4, 4, 4),
+        "seg": (1, 4, 4, 4),
+    }
+
+
 def value_of(node):
     """A config value from its source: literals and dict(...) only."""
     if isinstance(node, ast.Call):

@@ -77,7 +77,7 @@ def test_decoder_and_trunk_are_shared_by_different_tasks(world: dict[str, Any]) 
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in balancer_names()
-        if name not in ("graddrop", "connection_strength")
+        if name not in ("graddrop", "connection_strength", "recon", "recon_scores")
     ],
 )
 def test_update_equals_the_slow_way(world: dict[str, Any], name: str) -> None:

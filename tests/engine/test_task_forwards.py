@@ -378,7 +378,7 @@ def test_a_model_that_cannot_run_by_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_bevformer_trains_and_evaluates(tmp_path: Path, phase: str, precision: str) -> None:
     """By the name alone: groups and trunk are the model's."""
     changes = {
@@ -389,7 +389,9 @@ def test_bevformer_trains_and_evaluates(tmp_path: Path, phase: str, precision: s
     runner = PerceptionRunner.from_cfg(bev_world.config(tmp_path, **changes))
     runner.train()
     lines = lines_of(tmp_path)
-    assert [line["balance"]["phase"] for line in lines] == [phase] * 2
+    reports = [line.get("balance", {}) for line in lines if "overflow" not in line]
+    assert [report["phase"] for report in reports] == [phase] * len(reports)
+    assert len(reports) == 2 or precision == "fp16"  # whose loss scale may be too large at first
     assert all(set(line["tasks"]) == {"cls", "box", "velocity", "seg"} for line in lines)
     with use_task(runner.bare_model, "det"):
         pass
@@ -416,7 +418,7 @@ def test_compared_with_others_and_drawn(tmp_path: Path) -> None:
     assert {name for _, _, name in records.phases} == set(PHASES)
     assert set(records.rows) >= {"top_share", "group_conflict_share", "group_grad_norms"}
     assert plot_balance(folder / "log.jsonl", tmp_path / "balance.png").stat().st_size > 10_000
-    with pytest.raises(ConfigError, match="balancer 'wrong': the model's tasks \\['cls', 'box'\\]"):
+    with pytest.raises(ConfigError, match="balancer 'wrong': the model's tasks \\['box'\\]"):
         plan_runs(
             cfg,
             {"wrong": {"name": "connection_strength", "groups": {"a": ["seg"], "b": ["cls"]}}},
