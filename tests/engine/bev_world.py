@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW
 
 from perception.engine import BalancedOptimWrapper
 from perception.evaluation.gathered_metric import GatheredMetric
+from perception.structures import CLASS_NAMES
 from tests.models.small import make_item, small_config
 
 DETECTION_STEP = {
@@ -26,7 +27,7 @@ DETECTION_STEP = {
 
 
 class BevDataset(BaseDataset):
-    METAINFO = {"classes": ("car", "bus")}
+    METAINFO = {"classes": CLASS_NAMES}
 
     def __init__(self, *, num_samples: int = 6, empty: Any = (), test_mode: bool = False) -> None:
         self.num_samples, self.empty = num_samples, set(empty)
