@@ -2,8 +2,8 @@
 
 Source: ours; as bevformer_nano without the box head.
 Hardware: 2 CPU cores, no GPU.
-Expected time: about 15 minutes.
-Expected NDS / mIoU: not run.
+Expected time: 2,128 s measured on a share of one core, other work beside it; not run on an idle machine.
+Expected NDS / mIoU: - / 0.283, held-out scenes; the config as it is.
 Command: perception train bevformer_nano_seg --work-dir work_dirs/nano_seg
 """
 
