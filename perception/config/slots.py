@@ -104,13 +104,21 @@ SLOTS: dict[str, Slot] = {
     "optim_wrapper": Slot(
         default="perception.engine.BalancedOptimWrapper",
         extra=frozenset({"optimizer", "paramwise_cfg", "constructor"}),
-        children={"optimizer": "optimizer", "paramwise_cfg": "paramwise_cfg", "clip_grad": "clip_grad"},
+        children={
+            "optimizer": "optimizer",
+            "paramwise_cfg": "paramwise_cfg",
+            "clip_grad": "clip_grad",
+            "watch": "watch",
+            "loss_scale": "loss_scale",
+        },
     ),
     "optimizer": _built(supplied="params"),
     "paramwise_cfg": Slot(keys=frozenset(PARAMWISE_KEYS), children={"custom_keys": "custom_keys"}),
     "custom_keys": Slot(children={"*": "custom_key"}),
     "custom_key": Slot(keys=frozenset({"lr_mult", "decay_mult"})),
     "clip_grad": Slot(keys=frozenset({"max_norm", "norm_type"})),
+    "watch": Slot(keys=frozenset({"gram_interval"})),
+    "loss_scale": Slot(default="perception.engine.loss_scaler.LossScaler"),
     "scheduler": _built(supplied="optimizer param_name", extra="convert_to_iter_based"),
     "train_loop": Slot(
         default="perception.engine.TrainLoop",
