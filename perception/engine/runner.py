@@ -30,17 +30,9 @@ from perception.checkpoint import (
 )
 from perception.engine.collectives import gather_bytes, gather_json, max_over_ranks
 from perception.engine.data_loading import build_dataloader
+from perception.engine.default_hooks import default_hooks
 from perception.engine.eval_loop import EvalLoop
-from perception.engine.hooks import (
-    BalancerHook,
-    CheckpointHook,
-    LogHook,
-    RuntimeInfoHook,
-    ScheduleHook,
-    SignalHook,
-    TensorboardBackend,
-    TensorboardHook,
-)
+from perception.engine.hooks import TensorboardBackend
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.rank_failure import fail_together
 from perception.engine.rng import get_rng_state, set_rng_state
@@ -224,29 +216,7 @@ class PerceptionRunner(FlexibleRunner):
         Raises:
             ValueError: an unknown name.
         """
-        defaults: dict[str, Any] = dict(
-            runtime_info=dict(type=RuntimeInfoHook),
-            logger=dict(type=LogHook),
-            param_scheduler=dict(type=ScheduleHook),
-            balancer=dict(type=BalancerHook),
-            tensorboard=dict(type=TensorboardHook),
-            signals=dict(type=SignalHook),
-            checkpoint=dict(type=CheckpointHook),
-        )
-        unknown = sorted(set(hooks or {}) - set(defaults))
-        if unknown:
-            raise ValueError(
-                f"default_hooks has unknown names {unknown}; allowed: {sorted(defaults)}. "
-                "Other hooks belong into custom_hooks"
-            )
-        for name, config in (hooks or {}).items():
-            if config is None:
-                del defaults[name]
-            elif isinstance(config, dict):
-                defaults[name] = {**defaults[name], **config} if "type" not in config else dict(config)
-            else:
-                defaults[name] = config
-        for hook in defaults.values():
+        for hook in default_hooks(hooks or {}):
             self.register_hook(hook)
 
     def get_hooks_info(self) -> str:
