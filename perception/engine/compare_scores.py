@@ -27,6 +27,7 @@ class RunScores:
         steps: training steps.
         seconds: of training.
         conflict_share: mean share of task pairs with a negative cosine; None if the log has no cosines.
+        group_conflict_share: connection strength's, over the channel groups of its second phase; None without one.
         cosines: "task/task" → mean cosine.
     """
 
@@ -34,6 +35,7 @@ class RunScores:
     steps: int
     seconds: float | None
     conflict_share: float | None
+    group_conflict_share: float | None
     cosines: dict[str, float]
 
 
@@ -56,7 +58,6 @@ def read_run(folder: str | Path, *, num_steps: int | None = None) -> RunScores |
         return None
     last = evaluations[-1]
     reports = [line.get("balance") or {} for line in lines if line["kind"] == "train"]
-    shares = [report["conflict_share"] for report in reports if report.get("conflict_share") is not None]
     pairs = dict.fromkeys(pair for report in reports for pair in report.get("cosines", ()))
     return RunScores(
         metrics={
@@ -66,12 +67,18 @@ def read_run(folder: str | Path, *, num_steps: int | None = None) -> RunScores |
         },
         steps=int(last["step"]),
         seconds=(summary.get("seconds") or {}).get("train"),
-        conflict_share=fmean(shares) if shares else None,
+        conflict_share=_mean_of("conflict_share", reports),
+        group_conflict_share=_mean_of("group_conflict_share", reports),
         cosines={
             pair: fmean(report["cosines"][pair] for report in reports if pair in report.get("cosines", ()))
             for pair in pairs
         },
     )
+
+
+def _mean_of(key: str, reports: Sequence[Mapping[str, Any]]) -> float | None:
+    values = [report[key] for report in reports if report.get(key) is not None]
+    return fmean(values) if values else None
 
 
 def mean_metrics(runs: Mapping[Any, RunScores]) -> dict[str, float]:
@@ -88,12 +95,14 @@ def describe_group(runs: Mapping[Any, RunScores]) -> dict[str, Any]:
         "metrics": {name: mean.as_json() for name, mean in means.items()},
         "seconds": _optional([run.seconds for run in runs.values()]),
         "conflict_share": _optional([run.conflict_share for run in runs.values()]),
+        "group_conflict_share": _optional([run.group_conflict_share for run in runs.values()]),
         "runs": {
             str(seed): {
                 "metrics": run.metrics,
                 "steps": run.steps,
                 "seconds": run.seconds,
                 "conflict_share": run.conflict_share,
+                "group_conflict_share": run.group_conflict_share,
                 "cosines": run.cosines,
             }
             for seed, run in runs.items()
@@ -156,11 +165,14 @@ def comparison_page(result: Mapping[str, Any]) -> str:
     groups = {**{f"single {task}": row for task, row in result["single"].items()}, **result["balancers"]}
     known = {name for row in groups.values() for name in row["metrics"]}
     columns = [name for name in COLUMNS if name in known] or sorted(known)
+    has_groups = any(row["group_conflict_share"] is not None for row in groups.values())
     rows = []
     for label, row in groups.items():
         cells = [_text(row["metrics"].get(name)) for name in columns]
         cells += [_text(row.get("delta_m_drop"), 2, 100.0), _text(row.get("delta_m_gain"), 2, 100.0)]
-        cells += [_text(row.get("acc_mtl")), _text(row["conflict_share"], 3), _text(row["seconds"], 0)]
+        cells += [_text(row.get("acc_mtl")), _text(row["conflict_share"], 3)]
+        cells += [_text(row["group_conflict_share"], 3)] if has_groups else []
+        cells += [_text(row["seconds"], 0)]
         rows.append([label, *cells, f"{len(row['runs'])}"])
     header = [
         "balancer",
@@ -169,6 +181,7 @@ def comparison_page(result: Mapping[str, Any]) -> str:
         "Δm % (gain)",
         "Acc_MTL",
         "conflict share",
+        *(["of channel groups"] if has_groups else []),
         "train s",
         "seeds",
     ]

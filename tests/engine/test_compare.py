@@ -1,5 +1,6 @@
 """Planning and running a comparison in the toy world."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from perception.engine.compare_plan import (
     read_pairs,
     read_scores,
 )
-from perception.engine.compare_scores import RunScores, comparison_page, read_run, score_group
+from perception.engine.compare_scores import RunScores, comparison_page, describe_group, read_run, score_group
 
 SCORES = {"det": ("mIoU",), "seg": ("count",)}
 
@@ -176,7 +177,9 @@ def test_potentials_of_single_task_runs() -> None:
 
 
 def scores(**metrics: float) -> RunScores:
-    return RunScores(metrics=metrics, steps=1, seconds=2.0, conflict_share=None, cosines={})
+    return RunScores(
+        metrics=metrics, steps=1, seconds=2.0, conflict_share=None, group_conflict_share=None, cosines={}
+    )
 
 
 def test_scores_by_hand() -> None:
@@ -204,6 +207,20 @@ def test_scores_lower_is_better_and_missing_ones() -> None:
     row = score_group({0: scores(mIoU=0.4)}, singles, {"seg": ("mIoU",)}, notes)
     assert row["delta_m_gain"] is None
     assert "is 0" in notes[1]
+
+
+def test_conflicts_of_channel_groups_have_a_column_where_there_are_any() -> None:
+    def page(**shares: float) -> str:
+        run = dataclasses.replace(scores(NDS=0.3), **shares)
+        row = {**describe_group({0: run}), "delta_m_drop": None, "delta_m_gain": None, "acc_mtl": None}
+        return comparison_page(
+            {"config": "c", "command": "x", "scores": {}, "single": {}, "balancers": {"a": row},
+             "failed": [], "unfinished": [], "notes": []}
+        )  # fmt: skip
+
+    assert "| conflict share | of channel groups | train s |" in page(group_conflict_share=0.25)
+    assert "| 0.250 | 2 |" in page(group_conflict_share=0.25)
+    assert "of channel groups" not in page(conflict_share=0.5)
 
 
 def test_page_without_scores() -> None:

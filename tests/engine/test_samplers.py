@@ -55,6 +55,36 @@ def test_epochs_differ_and_positions_are_checked() -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@given(num=st.integers(1, 20), short=st.integers(1, 30), world=st.integers(1, 3), shuffle=st.booleans())
+def test_short_epochs_see_all_samples_equally_often(num: int, short: int, world: int, shuffle: bool) -> None:
+    """Short epochs, joined, are the whole epochs, joined; several ranks see what one sees."""
+    whole = EpochSampler(range(num), shuffle=shuffle, rank=0, world_size=1)
+    cut = EpochSampler(range(num), samples_per_epoch=short, shuffle=shuffle, rank=0, world_size=1)
+    ranks = [
+        EpochSampler(range(num), samples_per_epoch=short, shuffle=shuffle, rank=rank, world_size=world)
+        for rank in range(world)
+    ]
+    joined: list[int] = []
+    for epoch in range(5):
+        for sampler in (cut, *ranks):
+            sampler.set_epoch(epoch)
+        part = list(cut)
+        assert len(part) == len(cut) == short
+        assert [index for step in zip(*ranks, strict=True) for index in step][:short] == part
+        joined += part
+    expected: list[int] = []
+    for epoch in range(-(-5 * short // num)):
+        whole.set_epoch(epoch)
+        expected += list(whole)
+    assert joined == expected[: 5 * short]
+
+
+def test_an_epoch_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples_per_epoch is 0"):
+        EpochSampler(range(3), samples_per_epoch=0)
+
+
+@settings(max_examples=50, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     world=st.integers(1, 5),
