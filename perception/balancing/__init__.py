@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from perception.balancing.multi_task_balancer import MultiTaskBalancer
     from perception.balancing.nash import NashWeighting
     from perception.balancing.pacing import ExponentialPacing, LinearPacing, RatioPacing
+    from perception.balancing.pcgrad import PCGradWeighting
     from perception.balancing.priorities import UniformPriority
     from perception.balancing.recon_balancers import Recon, ReconScores
     from perception.balancing.rotograd import RotoGrad
@@ -50,6 +51,7 @@ _MODULES = {
     "MCLGSWeighting": "mclgs",
     "MultiTaskBalancer": "multi_task_balancer",
     "NashWeighting": "nash",
+    "PCGradWeighting": "pcgrad",
     "RatioPacing": "pacing",
     "Recon": "recon_balancers",
     "ReconScores": "recon_balancers",
@@ -78,6 +80,7 @@ __all__ = [
     "MCLGSWeighting",
     "MultiTaskBalancer",
     "NashWeighting",
+    "PCGradWeighting",
     "RatioPacing",
     "Recon",
     "ReconScores",

@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
         "stage",
         {
             "geometric": "geometric_mean:GeometricMean",
-            "pcgrad": "torchjd_weighting:pcgrad",
+            "pcgrad": "pcgrad:PCGradWeighting",
             "gradvac": "gradvac:VaccineWeighting",
             "mgda": "torchjd_weighting:mgda",
             "cagrad": "torchjd_weighting:cagrad",

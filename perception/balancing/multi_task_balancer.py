@@ -38,8 +38,8 @@ class MultiTaskBalancer(Balancer):
         ValueError: an unknown convention, a misplaced geometric mean, a scale that is not above 0.
 
     Example:
-        >>> from perception.balancing.torchjd_weighting import pcgrad
-        >>> balancer = MultiTaskBalancer(combination=[pcgrad()], convention="mean")
+        >>> from perception.balancing.pcgrad import PCGradWeighting
+        >>> balancer = MultiTaskBalancer(combination=[PCGradWeighting()], convention="mean")
         >>> balancer.setup(("det", "seg"), max_epochs=1, total_steps=10, seed=0)
         >>> present = torch.tensor([True, True])
         >>> balancer.combine(torch.ones(2), present, torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))

@@ -1,4 +1,4 @@
-"""Gram methods of TorchJD: scaled, masked, drawing from our generator."""
+"""Gram methods of TorchJD: scaled and masked."""
 
 from typing import Literal
 
@@ -10,12 +10,10 @@ from torchjd.aggregation import (
     FairGradWeighting,
     IMTLGWeighting,
     MGDAWeighting,
-    PCGradWeighting,
     UPGradWeighting,
     Weighting,
 )
 
-from perception.balancing._random import global_draws_from
 from perception.balancing.component import Convention
 from perception.balancing.gram_weighting import GramWeighting, scale_of
 
@@ -26,29 +24,18 @@ class TorchJDWeighting(GramWeighting):
     Args:
         inner: the weighting; its coefficients behave like G^-degree when G is scaled.
         convention: what its coefficients for tasks without conflict are.
-        is_random: whether it draws from torch's global generator.
         degree: 0 for all but Nash's kind.
     """
 
-    def __init__(
-        self, inner: Weighting, *, convention: Convention, is_random: bool = False, degree: float = 0.0
-    ) -> None:
+    def __init__(self, inner: Weighting, *, convention: Convention, degree: float = 0.0) -> None:
         super().__init__()
         self.inner = inner
         self.convention = convention
-        self.is_random = is_random
         self.degree = degree
 
     def _solve(self, gram: Tensor, task_idx: Tensor) -> Tensor:
         scale = scale_of(gram)
-        with global_draws_from(self.generator if self.is_random else None):
-            coefficients = self.inner(gram / scale)
-        return coefficients * scale**-self.degree
-
-
-def pcgrad() -> TorchJDWeighting:
-    """PCGrad: Yu et al. 2020, Algorithm 1; each gradient against all others' originals in random order."""
-    return TorchJDWeighting(PCGradWeighting(), convention="sum", is_random=True)
+        return self.inner(gram / scale) * scale**-self.degree
 
 
 def mgda(*, epsilon: float = 1e-3, max_iters: int = 100) -> TorchJDWeighting:

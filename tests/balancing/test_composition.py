@@ -12,12 +12,13 @@ from perception.balancing import (
     LinearPacing,
     MCLGSWeighting,
     MultiTaskBalancer,
+    PCGradWeighting,
     StaticPriority,
     UniformPriority,
     WPCGradWeighting,
     build_balancer,
 )
-from perception.balancing.torchjd_weighting import cagrad, imtl_g, pcgrad
+from perception.balancing.torchjd_weighting import cagrad, imtl_g
 from tests.balancing import cases, naive, runs
 
 EVERYONE = torch.ones(4, dtype=torch.bool)
@@ -41,7 +42,7 @@ def test_mclgs_then_cagrad_is_cagrad_on_gradients_scaled_by_n_times_mclgs():
 def test_achievement_then_pcgrad_is_pcgrad_on_weighted_gradients():
     matrix, losses, _ = runs.batch(0)
     balancer = set_up(
-        MultiTaskBalancer(weighting=AchievementWeights(runs.POTENTIALS), combination=[pcgrad()])
+        MultiTaskBalancer(weighting=AchievementWeights(runs.POTENTIALS), combination=[PCGradWeighting()])
     )
     balancer.update_kpis({"cls": 0.1, "box": 0.6, "velocity": 0.2, "seg": 0.4})
     weights = balancer.weighting.weights(losses, EVERYONE)
@@ -151,7 +152,7 @@ def test_the_report_gives_cosines_and_conflicts():
 
 def test_bad_compositions():
     with pytest.raises(ValueError, match="must be the first stage"):
-        MultiTaskBalancer(combination=[pcgrad(), GeometricMean()])
+        MultiTaskBalancer(combination=[PCGradWeighting(), GeometricMean()])
     with pytest.raises(ValueError, match="convention is 'avg'"):
         MultiTaskBalancer(convention="avg")
     with pytest.raises(ValueError, match="scale of task 'seg' is 0"):

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from torchjd.aggregation import PCGradWeighting as TorchJDPCGrad
 
 from perception.balancing import (
     LinearPacing,
     MCLGSWeighting,
     NashWeighting,
+    PCGradWeighting,
     UniformPriority,
     WPCGradWeighting,
 )
+from perception.balancing._random import global_draws_from
 from perception.balancing.gradvac import VaccineWeighting
 from perception.balancing.torchjd_weighting import (
     aligned_mtl,
@@ -18,7 +21,6 @@ from perception.balancing.torchjd_weighting import (
     fairgrad,
     imtl_g,
     mgda,
-    pcgrad,
     upgrad,
 )
 from tests.balancing import cases, naive
@@ -40,7 +42,7 @@ def wpcgrad_pair(mode):
 
 
 def pcgrad_pair(matrix, seed):
-    found = cases.seeded(pcgrad(), seed)(matrix @ matrix.T) @ matrix
+    found = cases.seeded(PCGradWeighting(), seed)(matrix @ matrix.T) @ matrix
     return found, naive.pcgrad(matrix, cases.orders_of(len(matrix), seed)[0])
 
 
@@ -76,9 +78,10 @@ CLOSED_FORM = {
 
 
 @pytest.mark.parametrize("method", CLOSED_FORM)
-def test_full_rank(method):
+@pytest.mark.parametrize("num_cases", [NUM_CASES, pytest.param(2000, marks=pytest.mark.slow)])
+def test_full_rank(method, num_cases):
     worst = 0.0
-    for seed in range(NUM_CASES):
+    for seed in range(num_cases):
         matrix = cases.draw(seed, size=24)
         found, expected = CLOSED_FORM[method](matrix, seed)
         worst = max(worst, cases.relative_error(found, expected, matrix))
@@ -93,6 +96,35 @@ def test_rank_deficient(method):
         found, expected = CLOSED_FORM[method](matrix, seed)
         worst = max(worst, cases.relative_error(found, expected, matrix))
     assert worst <= DEFICIENT
+
+
+def test_pcgrad_is_torchjds_and_tells_what_it_projected():
+    for seed in range(50):
+        matrix = cases.draw(seed)
+        method = cases.seeded(PCGradWeighting(), seed)
+        with global_draws_from(torch.Generator().manual_seed(seed)):
+            expected = TorchJDPCGrad()(matrix @ matrix.T)
+        found = method(matrix @ matrix.T)
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+        orders = cases.orders_of(len(matrix), seed)[0]
+        assert torch.allclose(method.weights_for_orders(matrix @ matrix.T, orders), expected, rtol=1e-10)
+        projected = []  # on vectors, with the signs that decide
+        for task, order in enumerate(orders):
+            gradient = matrix[task].clone()
+            for other in order:
+                product = gradient @ matrix[other]
+                if product < 0:
+                    gradient -= product / matrix[other].square().sum() * matrix[other]
+                    projected.append([str(task), str(other)])
+        assert method.report() == {"projected": projected}
+
+
+def test_pcgrad_meets_a_zero_gradient_and_an_absent_task():
+    gram = torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 4.0]])
+    method = cases.seeded(PCGradWeighting(), 0)
+    assert method(gram).tolist() == [2.0, 1.0, 1.25]
+    assert method.masked(gram, torch.tensor([True, False, True])).tolist() == [2.0, 0.0, 1.25]
+    assert method.report() == {"projected": [["0", "2"], ["2", "0"]]}
 
 
 def test_scales_that_differ_between_tasks():
@@ -183,7 +215,7 @@ def test_golden_numbers_of_torchjd():
     gram = matrix @ matrix.T
     expected = {
         "aligned_mtl": (aligned_mtl(), (0.2133, 0.9673, 0.9673)),
-        "pcgrad": (pcgrad(), (0.5848, 3.8012, 3.8012)),
+        "pcgrad": (PCGradWeighting(), (0.5848, 3.8012, 3.8012)),
         "gradvac": (VaccineWeighting(), (0.5848, 3.8012, 3.8012)),
         "imtl_g": (imtl_g(), (0.0767, 1.0, 1.0)),
         "mgda": (mgda(), (0.0, 1.0, 1.0)),
@@ -203,4 +235,4 @@ def test_pcgrad_equals_upgrads_sum_for_two_tasks():
     for seed in range(20):
         gram = cases.draw(seed, num_tasks=2)
         gram = gram @ gram.T
-        assert torch.allclose(pcgrad()(gram), 2 * upgrad()(gram), rtol=1e-3)
+        assert torch.allclose(PCGradWeighting()(gram), 2 * upgrad()(gram), rtol=1e-3)

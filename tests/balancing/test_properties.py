@@ -9,11 +9,12 @@ from perception.balancing import (
     LinearPacing,
     MCLGSWeighting,
     NashWeighting,
+    PCGradWeighting,
     UniformPriority,
     WPCGradWeighting,
 )
 from perception.balancing.gradvac import VaccineWeighting
-from perception.balancing.torchjd_weighting import aligned_mtl, cagrad, fairgrad, imtl_g, mgda, pcgrad, upgrad
+from perception.balancing.torchjd_weighting import aligned_mtl, cagrad, fairgrad, imtl_g, mgda, upgrad
 from tests.balancing import cases
 
 METHODS = {
@@ -21,7 +22,7 @@ METHODS = {
     "wpcgrad anchor": lambda: WPCGradWeighting(UniformPriority(), mode="anchor"),
     "mclgs": lambda: MCLGSWeighting(LinearPacing(40, 0)),
     "nash": lambda: NashWeighting(max_norm=None),
-    "pcgrad": pcgrad,
+    "pcgrad": PCGradWeighting,
     "gradvac": VaccineWeighting,
     "mgda": mgda,
     "cagrad": cagrad,
