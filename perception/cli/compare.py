@@ -25,6 +25,7 @@ def add_parser(verbs: Any) -> None:
         perception compare bevformer_nano --balancers sum,pcgrad --single det=bevformer_nano_det,seg=bevformer_nano_seg
         perception compare bevformer_nano --balancers sum,amtl --single det=work_dirs/det,seg=work_dirs/seg
         perception compare bevformer_nano --balancers-file balancers.json --work-dir work_dirs/arguments
+        perception compare bevformer_nano --balancers sum,pcgrad,wpcgrad-dtp --reference pcgrad
         perception compare bevformer_nano --balancers sum,mgda --set optim_wrapper.watch.gram_interval=20
         """,
     )
@@ -56,6 +57,11 @@ def add_parser(verbs: Any) -> None:
         help="metrics in Δm and Acc_MTL (default det=NDS,seg=mIoU)",
     )
     parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="one of the balancers: the table gives all metrics in per cent of its own too",
+    )
+    parser.add_argument(
         "--work-dir",
         help="run folders are DIR/<balancer>/seed<k>, the table DIR/compare.md; default "
         "work_dirs/compare-<short name>. The same command goes on where it was stopped",
@@ -78,8 +84,14 @@ def run(args: argparse.Namespace) -> int:
     from perception.engine.compare import PAGE_FILE, compare, find_single_runs
     from perception.engine.compare_plan import plan_runs, read_balancers, read_pairs, read_scores
     from perception.engine.compare_scores import DEFAULT_SCORES, mean_metrics
+    from perception.utils import did_you_mean
 
     balancers = read_balancers([name for name in args.balancers.split(",") if name], args.balancers_file)
+    if args.reference is not None and args.reference not in balancers:
+        raise ConfigError(
+            f"--reference names {args.reference!r}.{did_you_mean(args.reference, balancers)} Allowed: "
+            f"{', '.join(balancers)}"
+        )
     scores = DEFAULT_SCORES if args.scores is None else read_scores(args.scores)
     named = read_pairs(args.single, "--single", list(scores))
     earlier = {task: found for task, value in named.items() if (found := find_single_runs(value)) is not None}
@@ -99,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         command=shlex.join(["perception", *sys.argv[1:]]),
         singles=earlier,
         scores=scores,
+        reference=args.reference,
     )
     say((work_dir / PAGE_FILE).read_text(encoding="utf-8"))
     for failure in result["failed"]:

@@ -61,6 +61,7 @@ def compare(
     command: str,
     singles: Mapping[str, Mapping[str, RunScores]] | None = None,
     scores: Mapping[str, Sequence[str]] | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Train what is not finished yet; `compare.json` and `compare.md` are written anew after each run.
 
@@ -73,6 +74,7 @@ def compare(
         command: recorded.
         singles: task → finished single-task runs of earlier, beside those in `runs`.
         scores: task → metrics in Δm and Acc_MTL; by default NDS and mIoU.
+        reference: balancer against which the page gives the other rows' metrics in per cent.
 
     Returns:
         What `compare.json` holds; `failed` names the runs that failed.
@@ -92,7 +94,7 @@ def compare(
 
     def write() -> None:
         result.clear()
-        result.update(config=config, command=command, hardware=describe_environment())
+        result.update(config=config, command=command, hardware=describe_environment(), reference=reference)
         result.update(_summarise(runs, finished, failed, singles or {}, scores or DEFAULT_SCORES))
         write_json_atomic(root / RESULT_FILE, to_plain(result))
         write_bytes_atomic(root / PAGE_FILE, comparison_page(result).encode())

@@ -165,10 +165,14 @@ def comparison_page(result: Mapping[str, Any]) -> str:
     groups = {**{f"single {task}": row for task, row in result["single"].items()}, **result["balancers"]}
     known = {name for row in groups.values() for name in row["metrics"]}
     columns = [name for name in COLUMNS if name in known] or sorted(known)
+    reference = groups.get(result.get("reference") or "", {"metrics": {}})["metrics"]
     has_groups = any(row["group_conflict_share"] is not None for row in groups.values())
     rows = []
     for label, row in groups.items():
-        cells = [_text(row["metrics"].get(name)) for name in columns]
+        cells = [
+            _text(row["metrics"].get(name)) + _percent(row["metrics"].get(name), reference.get(name))
+            for name in columns
+        ]
         cells += [_text(row.get("delta_m_drop"), 2, 100.0), _text(row.get("delta_m_gain"), 2, 100.0)]
         cells += [_text(row.get("acc_mtl")), _text(row["conflict_share"], 3)]
         cells += [_text(row["group_conflict_share"], 3)] if has_groups else []
@@ -193,7 +197,8 @@ def comparison_page(result: Mapping[str, Any]) -> str:
         "",
         f"Mean ± standard error over the finished seeds. Δm and Acc_MTL over {counted}; "
         "drop: positive is worse than the single-task runs (MCLGS), gain: positive is better (AMTL's Δ_MTL). "
-        "The error of Δm leaves out that of the single-task means.",
+        "The error of Δm leaves out that of the single-task means."
+        + (f" Percentages are against {result['reference']}." if reference else ""),
         "",
         markdown_table(header, rows),
     ]
@@ -227,6 +232,12 @@ def _add_once(notes: list[str], note: str) -> None:
 def _optional(values: Sequence[float | None]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
     return over_seeds(known).as_json() if known else None
+
+
+def _percent(number: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -> str:
+    if number is None or reference is None or number is reference or not reference["mean"]:
+        return ""
+    return f" ({number['mean'] / reference['mean'] - 1:+.1%})"
 
 
 def _text(number: Mapping[str, Any] | None, decimals: int = 4, scale: float = 1.0) -> str:

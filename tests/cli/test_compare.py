@@ -36,6 +36,7 @@ def test_refused_before_training(toy: list[str], tmp_path: Path, capsys: pytest.
         ([], "no balancer"),
         (["--balancers", "sum,pcgard"], "Did you mean 'pcgrad'"),
         (["--balancers", "amtl"], "potentials"),
+        (["--balancers", "sum,pcgrad", "--reference", "pcgard"], "Did you mean 'pcgrad'"),
         (["--balancers", "sum", "--single", "dte=x"], "Did you mean 'det'"),
         (["--balancers-file", str(tmp_path / "none.json")], "cannot be read"),
     ):

@@ -223,6 +223,22 @@ def test_conflicts_of_channel_groups_have_a_column_where_there_are_any() -> None
     assert "of channel groups" not in page(conflict_share=0.5)
 
 
+def test_percentages_against_one_balancer() -> None:
+    """wPCGrad's Table 2: 0.341 against PCGrad's 0.329 is +3.6 %."""
+    rows = {
+        label: {**describe_group({0: scores(NDS=value)}), "delta_m_drop": None, "delta_m_gain": None, "acc_mtl": None}
+        for label, value in (("pcgrad", 0.329), ("seg-vel", 0.341), ("sum", 0.317))
+    }  # fmt: skip
+    page = comparison_page(
+        {"config": "c", "command": "x", "scores": {}, "single": {}, "balancers": rows, "failed": [], "unfinished": [],
+         "notes": [], "reference": "pcgrad"}
+    )  # fmt: skip
+    assert "| seg-vel | 0.3410 (+3.6%) |" in page
+    assert "| sum | 0.3170 (-3.6%) |" in page
+    assert "| pcgrad | 0.3290 |" in page
+    assert "Percentages are against pcgrad" in page
+
+
 def test_page_without_scores() -> None:
     empty = {"config": "c", "command": "x", "scores": {}, "single": {}, "balancers": {}, "failed": ["a"],
              "unfinished": ["b"], "notes": ["n"]}  # fmt: skip
