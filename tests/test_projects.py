@@ -25,15 +25,25 @@ def test_a_config_changes_the_balancer_only(path: Path) -> None:
     found = to_plain(load_config(path).to_dict())
     base = to_plain(load_config(parse_config_name(path).model).to_dict())
     balancer = found["optim_wrapper"].pop("balancer")
+    plain = base["optim_wrapper"].pop("balancer", None)  # the sum, where losses have constant scales
     assert found == base
+    if plain is not None:
+        assert plain["name"] == "sum"
+        assert balancer["scales"] == plain["scales"]
     build_balancer(balancer)
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
 def test_balancers_with_arguments(project: Path) -> None:
-    path = project / "balancers.json"
-    for spec in (json.loads(path.read_text()) if path.exists() else {}).values():
-        build_balancer(spec)
+    for path in project.glob("balancers*.json"):
+        for spec in json.loads(path.read_text()).values():
+            build_balancer(spec)
+
+
+def test_comparing_the_small_model_keeps_its_scales() -> None:
+    specs = json.loads((ROOT / "projects" / "wpcgrad" / "balancers_small.json").read_text())
+    plain = to_plain(load_config("bevformer_small").to_dict())["optim_wrapper"]["balancer"]
+    assert all(spec["scales"] == plain["scales"] for spec in specs.values())
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)

@@ -5,8 +5,8 @@ Source: ours; BEVFormer's structure with the first three stages of a ResNet-18 a
 segmentation U-Net at twice the map's pixel size. Aids for training from scratch in minutes, all off elsewhere:
 `focused_init`, reference points spread over the grid, `code_scale`, the heatmap loss on the BEV and the perspective
 loss on the image features. Input 352 × 144, RGB ImageNet normalisation.
-Size: 1,273,279 parameters, 1,273,269 of them trained (backbone 394,584, neck 83,200, encoder 242,080, box head 247,513,
-segmentation head 303,172, heatmap 650, perspective head 2,080).
+Size: 1,273,279 parameters, 1,273,269 of them trained, 3,153 values in buffers (backbone 394,584, neck
+83,200, encoder 242,080, box head 247,513, segmentation head 303,172, heatmap 650, perspective head 2,080).
 """
 
 from mmdet.models.backbones import ResNet

@@ -3,7 +3,8 @@
 Source: bevformer_tiny.py of BEVFormer (ResNet-50, one level, 50 × 50 BEV, 3 + 6 layers, 900 queries) and
 SegEncode of Bin-ze/BEVFormer_segmentation_detection. Input 800 × 450 padded to 800 × 480, RGB ImageNet normalisation.
 The backbone starts from `model.backbone_weights` (a local torchvision ResNet-50 file) where that is set.
-Size: 38,721,161 parameters, 38,445,631 of them trained; without the segmentation head upstream's 33,521,157.
+Size: 38,721,161 parameters, 38,445,631 of them trained, 58,951 values in buffers; without the
+segmentation head upstream's 33,521,157 parameters.
 """
 
 from mmdet.models.backbones import ResNet

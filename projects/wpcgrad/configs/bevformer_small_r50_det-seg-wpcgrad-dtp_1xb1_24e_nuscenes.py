@@ -1,0 +1,18 @@
+"""BEVFormer-Small, balanced by wPCGrad with dynamic priorities, on nuScenes.
+
+Source: wPCGrad (Bohn et al. 2024), Algorithm 2, Eq. 1 with gamma 2, Table 2.
+Hardware: 1 GPU (the paper: one A100).
+Expected time: not run (the paper: about five days).
+Expected NDS / mIoU: not run (the paper: 0.344 / 0.352).
+Command: perception train bevformer_small_det-seg-wpcgrad-dtp --set model.backbone_weights=resnet50.safetensors
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ....configs._base_.datasets.nuscenes_512x288 import *
+    from ....configs._base_.models.bevformer_small import *
+    from ....configs._base_.runtime import *
+    from ....configs._base_.schedules.adamw_24e_small import *
+
+optim_wrapper.balancer.update(name="wpcgrad", priority=dict(name="dtp", gamma=2.0))

@@ -1,0 +1,18 @@
+"""BEVFormer-Small, balanced by wPCGrad, Seg → Vel, on nuScenes.
+
+Source: wPCGrad (Bohn et al. 2024), section 4 and Table 2.
+Hardware: 1 GPU (the paper: one A100).
+Expected time: not run (the paper: about five days).
+Expected NDS / mIoU: not run (the paper: 0.341 / 0.355).
+Command: perception train bevformer_small_det-seg-wpcgrad-seg-vel --set model.backbone_weights=resnet50.safetensors
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ....configs._base_.datasets.nuscenes_512x288 import *
+    from ....configs._base_.models.bevformer_small import *
+    from ....configs._base_.runtime import *
+    from ....configs._base_.schedules.adamw_24e_small import *
+
+optim_wrapper.balancer.update(name="wpcgrad-seg-vel")
