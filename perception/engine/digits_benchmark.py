@@ -33,16 +33,20 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "constant": {"weights": {"left": 1.0, "right": 1.0, "recon": 10.0}},
     "wpcgrad-seg-vel": {"priority": {**_DIGITS_SCHEDULE, "schedule": "seg_to_vel"}},
     "wpcgrad-vel-seg": {"priority": {**_DIGITS_SCHEDULE, "schedule": "vel_to_seg"}},
+    "recon_scores": {"num_layers": 2},  # of the trunk's four
 }
-_NEEDS_POTENTIALS = ("achievement", "amtl")
+# Methods that follow validation scores must know that a lower reconstruction error is a better one.
+_FOLLOW_SCORES = ("achievement", "amtl")
+_SCORES_LAYERS, _SPLITS_LAYERS = "recon_scores", "recon"
 
 
-def digits_spec(name: str, potentials: Mapping[str, float]) -> Spec:
+def digits_spec(name: str, potentials: Mapping[str, float], layers: Sequence[str] = ()) -> Spec:
     """A method with what it needs to know of the three tasks.
 
     Args:
         name: of `balancer_names()`.
         potentials: task → validation score of its single-task runs.
+        layers: for `recon`, what `recon_scores` found.
 
     Raises:
         ValueError: an unknown name.
@@ -55,8 +59,10 @@ def digits_spec(name: str, potentials: Mapping[str, float]) -> Spec:
         raise ValueError(
             f"unknown balancer {name!r}.{did_you_mean(name, balancer_names())} Known: {', '.join(balancer_names())}"
         )
-    if any(part in _NEEDS_POTENTIALS for part in name.split("+")):
+    if any(part in _FOLLOW_SCORES for part in name.split("+")):
         return {"name": name, "potentials": dict(potentials), "lower_is_better": ("recon",)}
+    if name == _SPLITS_LAYERS:
+        return {"name": name, "layers": tuple(layers)}
     return {"name": name, **_ARGUMENTS[name]} if name in _ARGUMENTS else name
 
 
@@ -71,14 +77,11 @@ def check_digits_methods(names: Iterable[str], settings: DigitsSettings) -> dict
     """
     problems = {}
     for name in names:
-        spec = digits_spec(name, dict.fromkeys(TASKS, 0.5))
+        spec = digits_spec(name, dict.fromkeys(TASKS, 0.5), layers=["trunk.1"])
         try:
-            wrapper = make_wrapper(DigitsNet(width=settings.width), spec, settings)
+            make_wrapper(DigitsNet(width=settings.width), spec, settings)
         except (ValueError, TypeError) as error:
             problems[name] = str(error)
-            continue
-        if wrapper.balancer.holds_gradients:
-            problems[name] = "it trains as the plain sum does, and only scores the layers"
     return problems
 
 
@@ -94,7 +97,8 @@ def run_digits_benchmark(
     """Run single tasks, then methods; a finished run is read from its file, a failed one is tried again.
 
     Args:
-        methods: names of `balancer_names()`; None: all of them that can run here.
+        methods: names of `balancer_names()`; None: all of them that can run here. Each run of `recon` splits the layers
+            that the same seed of `recon_scores` found, which is run too.
         num_seeds: seeds 0, 1, …
         out: folder of `digits.json`, `digits.md` and `runs/`.
         settings: of all runs.
@@ -112,24 +116,33 @@ def run_digits_benchmark(
     if num_seeds < 1:
         raise ValueError(f"num_seeds is {num_seeds}; allowed: 1 or more")
     names = list(dict.fromkeys(balancer_names() if methods is None else methods))
+    if _SPLITS_LAYERS in names:  # after the run whose layers it splits
+        names = [_SCORES_LAYERS, *(name for name in names if name != _SCORES_LAYERS)]
     left_out = check_digits_methods(names, settings)
     if left_out and methods is not None:
         raise ValueError("; ".join(f"{name!r} cannot run here: {why}" for name, why in left_out.items()))
     names = [name for name in names if name not in left_out]
-    runs = _Runs(Path(out), settings, num_seeds, total=(len(TASKS) + len(names)) * num_seeds, say=say)
-    singles = {task: runs.all_seeds(f"single-{task}", "sum", (task,)) for task in TASKS}
+    runs = _Runs(Path(out), settings, total=(len(TASKS) + len(names)) * num_seeds, say=say)
+    seeds = range(num_seeds)
+    singles = {task: runs.run_all(f"single-{task}", dict.fromkeys(seeds, "sum"), (task,)) for task in TASKS}
     if not all(singles.values()):
         raise RuntimeError(f"a single-task run failed: {runs.failed}; there is nothing to compare with")
     potentials = {
         task: fmean(run["val_metrics"][METRICS[task]] for run in singles[task].values()) for task in TASKS
     }
-    finished = {name: runs.all_seeds(name, digits_spec(name, potentials), TASKS) for name in names}
+    finished: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in names:
+        needed = finished[_SCORES_LAYERS] if name == _SPLITS_LAYERS else dict.fromkeys(seeds, {})
+        specs = {
+            seed: digits_spec(name, potentials, run.get("recon_layers", ())) for seed, run in needed.items()
+        }
+        finished[name] = runs.run_all(name, specs, TASKS)
     runs.progress.close()
     result = {
         "command": command,
         "hardware": describe_environment(),
         "settings": asdict(settings),
-        "seeds": list(range(num_seeds)),
+        "seeds": list(seeds),
         "single": {task: _describe(singles[task]) for task in TASKS},
         "methods": {name: _score(found, singles) for name, found in finished.items() if found},
         "left_out": left_out,
@@ -144,19 +157,21 @@ def run_digits_benchmark(
 
 class _Runs:
     def __init__(
-        self, out: Path, settings: DigitsSettings, num_seeds: int, *, total: int, say: Callable[[str], None]
+        self, out: Path, settings: DigitsSettings, *, total: int, say: Callable[[str], None]
     ) -> None:
         self.folder = out / "runs"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings, self.num_seeds, self.say = settings, num_seeds, say
+        self.settings, self.say = settings, say
         self.failed: dict[str, str] = {}
         self.cpu_seconds = 0.0
         self.progress = Progress("Digits", total=total, unit="runs")
 
-    def all_seeds(self, name: str, spec: Spec, tasks: Sequence[str]) -> dict[int, dict[str, Any]]:
+    def run_all(
+        self, name: str, specs: Mapping[int, Spec], tasks: Sequence[str]
+    ) -> dict[int, dict[str, Any]]:
         """Seed → finished run."""
         results = {}
-        for seed in range(self.num_seeds):
+        for seed, spec in specs.items():
             found = self._run(name, spec, tasks, seed)
             if found is not None:
                 self.cpu_seconds += found["cpu_seconds"]

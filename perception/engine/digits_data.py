@@ -4,6 +4,7 @@ Legend: N pairs, canvas 12 × 12 pixels.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ class DigitPairs:
         return len(self.images)
 
 
+@cache  # a benchmark's runs share the pairs
 def load_digit_pairs(split: Split, num_pairs: int) -> DigitPairs:
     """Draw pairs of digits, the same ones at each call.
 

@@ -1,22 +1,27 @@
-"""One run of the digits benchmark: a small network, trained through `BalancedOptimWrapper` without a runner.
+"""One run of the digits benchmark: a small network, trained by the parts of a real training, without a runner.
 
 Legend: B batch.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.balancing import TaskLosses
+from perception.balancing import SharedFeatures, TaskLosses, build_balancer
 from perception.balancing.build import Spec
 from perception.engine.digits_data import CANVAS, DigitPairs, load_digit_pairs
 from perception.engine.optim_wrapper import BalancedOptimWrapper
+from perception.engine.task_forwards import Plan, predict_by_groups, prepare_model, train_by_groups
+from perception.models.task_losses import group_losses
 
 TASKS = ("left", "right", "recon")
 METRICS = {"left": "accuracy_left", "right": "accuracy_right", "recon": "mse_recon"}
@@ -27,7 +32,7 @@ LOWER_IS_BETTER = ("mse_recon",)
 class DigitsSettings:
     """What all runs of a benchmark share; the defaults run every method on 3 seeds in minutes of one core."""
 
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 64
     lr: float = 2e-3
     width: int = 48
@@ -50,6 +55,7 @@ class DigitsResult:
         cpu_seconds: of this process, training only.
         seconds: wall clock, training only.
         conflict_share: mean share of task pairs with a negative cosine; None for a method without a Gram matrix.
+        recon_layers: the layers that `recon_scores` found; of other methods none.
     """
 
     metrics: dict[str, float]
@@ -57,73 +63,93 @@ class DigitsResult:
     cpu_seconds: float
     seconds: float
     conflict_share: float | None
+    recon_layers: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DigitsNet(nn.Module):
+class DigitsNet(BaseModel):
     """A trunk of one narrow code, two classifiers and a decoder, which compete for the code.
+
+    It has what models of `perception.models` offer to balancing: `only_tasks`, `trunk_names` and `shared_features`. Its
+    groups of tasks are the single tasks. The trunk has batch norms, which connection strength copies per task.
 
     Args:
         width: length of the code.
+        tasks: those that it has heads for.
     """
 
-    task_names = TASKS
-    kpi_metrics = {task: (name,) for task, name in METRICS.items()}
+    trunk_names = ("trunk",)
 
-    def __init__(self, *, width: int) -> None:
+    def __init__(self, *, width: int, tasks: Sequence[str] = TASKS) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Flatten(), nn.Linear(CANVAS**2, 128), nn.ReLU(), nn.Linear(128, width), nn.ReLU()
-        )
+        self.task_names = tuple(tasks)
+        self.kpi_metrics = {task: (METRICS[task],) for task in tasks}
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size, next_size in ((CANVAS**2, 128), (128, width)):
+            # A bias would have no gradient but rounding errors, since the norm takes the mean away.
+            layers += [nn.Linear(size, next_size, bias=False), nn.BatchNorm1d(next_size), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleDict(
-            {
-                "left": nn.Linear(width, 10),
-                "right": nn.Linear(width, 10),
-                "recon": nn.Linear(width, CANVAS**2),
-            }
+            {task: nn.Linear(width, CANVAS**2 if task == "recon" else 10) for task in tasks}
         )
+        self.shared_features = SharedFeatures()
+        self._only = self.task_names
 
-    def forward(self, images: Tensor, tasks: Sequence[str] = TASKS) -> dict[str, Tensor]:
-        """Logits (B, 10) of the two digits and the canvas (B, 144), of the asked tasks."""
-        code = self.trunk(images)
-        return {task: self.heads[task](code) for task in tasks}
+    @contextmanager
+    def only_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Forwards inside compute these tasks alone."""
+        before, self._only = self._only, tuple(tasks)
+        try:
+            yield
+        finally:
+            self._only = before
 
-    def losses(self, pairs: DigitPairs, tasks: Sequence[str] = TASKS) -> TaskLosses:
-        """Cross-entropy of the digits, mean squared error of the canvas."""
-        outputs = self(pairs.images, tasks)
-        losses = {
-            task: F.mse_loss(output, pairs.images.flatten(1))
-            if task == "recon"
-            else F.cross_entropy(output, getattr(pairs, task))
-            for task, output in outputs.items()
-        }
-        counts = {task: torch.tensor(float(len(pairs))) for task in losses}
-        return TaskLosses(losses, counts, tuple(tasks))
+    def forward(self, images: Tensor, left: Tensor, right: Tensor, mode: str = "tensor") -> Any:
+        """Logits (B, 10) of the digits and the canvas (B, 144), of the chosen tasks.
 
-    @torch.no_grad()
-    def score(self, pairs: DigitPairs, tasks: Sequence[str] = TASKS) -> dict[str, float]:
-        """Accuracies and reconstruction error."""
-        outputs = self(pairs.images, tasks)
-        return {
-            METRICS[task]: float(F.mse_loss(output, pairs.images.flatten(1)))
-            if task == "recon"
-            else float((output.argmax(dim=1) == getattr(pairs, task)).float().mean())
-            for task, output in outputs.items()
-        }
+        Args:
+            images: (B, 1, 12, 12), 0 to 1.
+            left: (B,) int64, the digit in the upper left.
+            right: (B,) int64, the other.
+            mode: "loss" for cross-entropies and a mean squared error, "predict" for the outputs as one data element
+                of the whole batch, "tensor" for the outputs as a dict.
+        """
+        (code,) = self.shared_features(self.trunk(images))
+        outputs = {task: self.heads[task](code) for task in self._only}
+        if mode == "predict":
+            return [BaseDataElement(**outputs)]
+        if mode != "loss":
+            return outputs
+        targets = {"left": left, "right": right, "recon": images.flatten(1)}
+        losses: dict[str, Tensor] = {}
+        for task, output in outputs.items():
+            loss = F.mse_loss if task == "recon" else F.cross_entropy
+            losses[f"{task}.loss_{'mse' if task == 'recon' else 'ce'}"] = loss(output, targets[task])
+            losses[f"{task}.num_targets"] = torch.tensor(float(len(images)))
+        return losses
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[TaskLosses, Any]:  # type: ignore[override]
+        """See `group_losses`."""
+        return group_losses(losses, self.task_names)
 
 
 def make_wrapper(
-    model: DigitsNet, balancer: Spec, settings: DigitsSettings, tasks: Sequence[str] = TASKS, seed: int = 0
-) -> BalancedOptimWrapper:
-    """The optimiser wrapper, prepared: everything that can be known about a method before a run is checked here.
+    model: DigitsNet, balancer: Spec, settings: DigitsSettings, seed: int = 0
+) -> tuple[Any, BalancedOptimWrapper]:
+    """The model that a method trains and its optimiser wrapper, prepared: what can be known before a run is checked.
 
     Raises:
-        ValueError: unknown method or argument, or one that does not fit the tasks.
+        ValueError: unknown method or argument, or one that does not fit the model.
     """
-    wrapper = BalancedOptimWrapper(torch.optim.Adam(model.parameters(), lr=settings.lr), balancer=balancer)
+    method = build_balancer(balancer)
+    prepared = prepare_model(method, model)
+    optimizer = torch.optim.Adam(prepared.parameters(), lr=settings.lr, fused=True)
+    wrapper = BalancedOptimWrapper(optimizer, balancer=method)
     steps = settings.epochs * (settings.num_train // settings.batch_size)
-    wrapper.balanced.prepare(model, tasks, max_epochs=settings.epochs, total_steps=steps, seed=seed)
-    return wrapper
+    wrapper.balanced.prepare(
+        prepared, model.task_names, max_epochs=settings.epochs, total_steps=steps, seed=seed
+    )
+    return prepared, wrapper
 
 
 def train_digits(
@@ -149,32 +175,58 @@ def train_digits(
     shuffle = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DigitsNet(width=settings.width)
-    wrapper = make_wrapper(model, balancer, settings, tasks, seed)
+        net = DigitsNet(width=settings.width, tasks=tasks)
+        model, wrapper = make_wrapper(net, balancer, settings, seed)
+    plan = wrapper.balancer.plan
     conflicts: list[float] = []
     start, start_cpu = time.perf_counter(), time.process_time()
+    step = 0
     for epoch in range(1, settings.epochs + 1):
         wrapper.balanced.begin_epoch(epoch)
+        model.train()
         order = torch.randperm(len(train), generator=shuffle)
         for rows in order.split(settings.batch_size):
             if len(rows) < settings.batch_size:
                 continue
-            with wrapper.optim_context(model):
-                losses = model.losses(_take(train, rows), tasks)
-            wrapper.update_params(losses)
+            step += 1
+            batch = _batch(train, rows)
+            if plan:
+                train_by_groups(model, batch, wrapper, step=step)
+            else:
+                model.train_step(batch, wrapper)
             share = wrapper.last_step.get("balance", {}).get("conflict_share")
             conflicts += [] if share is None else [share]
         wrapper.balanced.end_epoch()
-        wrapper.balanced.update_kpis(model.score(val, tasks), step=wrapper.num_updates)
+        wrapper.balanced.update_kpis(score_digits(model, plan, val), step=wrapper.num_updates)
     return DigitsResult(
-        metrics=model.score(test, tasks),
-        val_metrics=model.score(val, tasks),
+        metrics=score_digits(model, plan, test),
+        val_metrics=score_digits(model, plan, val),
         cpu_seconds=round(time.process_time() - start_cpu, 3),
         seconds=round(time.perf_counter() - start, 3),
         conflict_share=fmean(conflicts) if conflicts else None,
+        recon_layers=tuple(wrapper.last_step.get("balance", {}).get("recon_layers", ())),
         settings=settings.describe(),
     )
 
 
-def _take(pairs: DigitPairs, rows: Tensor) -> DigitPairs:
-    return DigitPairs(images=pairs.images[rows], left=pairs.left[rows], right=pairs.right[rows])
+@torch.no_grad()
+def score_digits(model: Any, plan: Plan, pairs: DigitPairs) -> dict[str, float]:
+    """Accuracies and reconstruction error of the model's tasks.
+
+    Args:
+        model: a `DigitsNet`, as a method prepared it.
+        plan: the method's groups of tasks.
+        pairs: what it is tested on.
+    """
+    model.eval()
+    (outputs,) = predict_by_groups(model, plan, model.val_step, _batch(pairs, slice(None)))
+    return {
+        METRICS[task]: float(F.mse_loss(outputs.recon, pairs.images.flatten(1)))
+        if task == "recon"
+        else float((outputs.get(task).argmax(dim=1) == getattr(pairs, task)).float().mean())
+        for task in model.task_names
+    }
+
+
+def _batch(pairs: DigitPairs, rows: Tensor | slice) -> dict[str, Tensor]:
+    return {"images": pairs.images[rows], "left": pairs.left[rows], "right": pairs.right[rows]}

@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from perception.engine.digits_benchmark import TABLE_FILE, check_digits_methods, run_digits_benchmark
+from perception.balancing import balancer_names
+from perception.engine.digits_benchmark import (
+    TABLE_FILE,
+    check_digits_methods,
+    run_digits_benchmark,
+)
 from perception.engine.digits_data import load_digit_pairs
-from perception.engine.digits_training import DigitsNet, DigitsSettings, train_digits
+from perception.engine.digits_training import (
+    DigitsNet,
+    DigitsSettings,
+    make_wrapper,
+    score_digits,
+    train_digits,
+)
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 
@@ -16,7 +27,7 @@ TINY = DigitsSettings(epochs=2, num_train=128, num_eval=64, width=8)
 
 
 def test_pairs_are_real_seeded_and_disjoint() -> None:
-    pairs, again = load_digit_pairs("train", 200), load_digit_pairs("train", 200)
+    pairs, again = load_digit_pairs("train", 200), load_digit_pairs.__wrapped__("train", 200)
     torch.testing.assert_close(pairs.images, again.images, rtol=0, atol=0)
     assert pairs.images.shape == (200, 1, 12, 12)
     assert pairs.images.min() == 0
@@ -83,7 +94,42 @@ def test_every_method_is_checked_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Did you mean 'pcgrad'"):
         run_digits_benchmark(["sum", "pcgard"], out=tmp_path, settings=TINY)
     assert not list(tmp_path.iterdir())
-    assert check_digits_methods(["sum", "wpcgrad-seg-vel", "constant", "achievement+cagrad"], TINY) == {}
+    assert check_digits_methods(balancer_names(), TINY) == {}
+
+
+@pytest.mark.parametrize("method", ["connection_strength", "recon"])
+def test_methods_that_change_the_network(tmp_path: Path, method: str) -> None:
+    result = run_digits_benchmark([method], num_seeds=1, out=tmp_path, settings=TINY, say=lambda _: None)
+    assert not result["failed"]
+    assert method in result["methods"]
+    run = json.loads((tmp_path / "runs" / f"{method}.seed0.json").read_text())
+    if method == "recon":
+        scores = json.loads((tmp_path / "runs" / "recon_scores.seed0.json").read_text())
+        assert len(scores["recon_layers"]) == 2
+        assert run["spec"]["layers"] == scores["recon_layers"]
+
+
+def test_recons_first_run_trains_as_the_plain_sum() -> None:
+    scores, plain = (
+        train_digits(spec, seed=0, settings=TINY)
+        for spec in ({"name": "recon_scores", "num_layers": 4}, "sum")
+    )
+    assert set(scores.recon_layers) == {"trunk.1", "trunk.2", "trunk.4", "trunk.5"}
+    for name, value in plain.metrics.items():
+        assert scores.metrics[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_each_task_is_scored_by_its_own_copies() -> None:
+    settings = DigitsSettings(epochs=1, num_train=128, num_eval=64, width=8)
+    net = DigitsNet(width=8)
+    model, wrapper = make_wrapper(net, {"name": "recon", "layers": ["trunk.4"]}, settings)
+    with torch.no_grad():
+        model.trunk[4]["recon"].weight.zero_()
+    test = load_digit_pairs("test", 64)
+    found, before = (score_digits(m, p, test) for m, p in ((model, wrapper.balancer.plan), (net, ())))
+    assert found["accuracy_left"] == before["accuracy_left"]
+    assert found["accuracy_right"] == before["accuracy_right"]
+    assert found["mse_recon"] != pytest.approx(before["mse_recon"], rel=1e-3)
 
 
 def test_a_failed_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +150,9 @@ def test_a_failed_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytes
 
 def test_the_width_of_the_code_is_shared() -> None:
     net = DigitsNet(width=8)
-    losses = net.losses(load_digit_pairs("train", 4))
+    pairs = load_digit_pairs("train", 4)
+    terms = net(pairs.images, pairs.left, pairs.right, mode="loss")
+    losses, _ = net.parse_losses(terms)
     assert tuple(losses) == net.task_names
     for loss in losses.values():
         gradient = torch.autograd.grad(loss, next(net.trunk.parameters()), retain_graph=True)[0]
