@@ -6,7 +6,7 @@ the optimiser wrapper needs to know one thing about a method: whether it wants t
 method (GradDrop) wants the gradients themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,13 @@ class Balancer:
 
         Raises:
             ValueError: an argument names an unknown task or does not fit the run.
+        """
+
+    def check_directions(self, lower: Collection[str]) -> None:
+        """After `setup`: learn the tasks whose validation scores are known to be better when lower.
+
+        Raises:
+            ValueError: the method takes such a score for better when higher.
         """
 
     def begin_epoch(self, epoch: int) -> None:

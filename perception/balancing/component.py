@@ -1,6 +1,6 @@
 """What every part of a balancer shares: names of the tasks, the life cycle, the generator and the saved state."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -66,6 +66,15 @@ class Component:
         """End an epoch. mean_losses: (T,) float64 means of the scaled global losses, NaN for a task without any."""
         for part in self.parts():
             part.end_epoch(mean_losses)
+
+    def check_directions(self, lower: Collection[str]) -> None:
+        """After `setup`: learn the tasks whose scores are known to be better when lower.
+
+        Raises:
+            ValueError: the component follows scores and takes such a task's for better when higher.
+        """
+        for part in self.parts():
+            part.check_directions(lower)
 
     def update_kpis(self, kpis: Mapping[str, float]) -> None:
         """Take task → score of a validation, as the metric gives it."""

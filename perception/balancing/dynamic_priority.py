@@ -1,7 +1,7 @@
 """Dynamic task prioritisation: the task that does worst comes first."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -66,6 +66,11 @@ class DynamicTaskPriority(Priority):
         """Learn the tasks."""
         super().setup(setting)
         self.scores.check_potentials(is_complete=False)
+
+    def check_directions(self, lower: Collection[str]) -> None:
+        """See the base class; losses are always better when lower."""
+        if self.form == "kpi":
+            super().check_directions(lower)
 
     def end_epoch(self, mean_losses: Tensor) -> None:
         """Take (T,) mean losses of the epoch that ended; NaN keeps a task's last one."""

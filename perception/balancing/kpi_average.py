@@ -1,7 +1,7 @@
 """Validation scores of the tasks, smoothed, as a share of what each task can reach."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -48,6 +48,20 @@ class KpiAverage(Component):
         if lacking:
             raise ValueError(
                 f"tasks {lacking} are lower_is_better and need a potential (their single-task score)"
+            )
+
+    def check_directions(self, lower: Collection[str]) -> None:
+        """Refuse a task whose score is better when lower and that `lower_is_better` lacks.
+
+        Raises:
+            ValueError: otherwise a small error would pass for a bad score, and the best task for the worst.
+        """
+        wrong = [name for name in self.task_names if name in lower and name not in self.lower_is_better]
+        if wrong:
+            raise ValueError(
+                f"the scores of the tasks {wrong} are errors, better when lower, but lower_is_better is "
+                f"{list(self.lower_is_better)}. Give lower_is_better={[*self.lower_is_better, *wrong]} and, in "
+                "`potentials`, the single-task scores of these tasks"
             )
 
     def update_kpis(self, kpis: Mapping[str, float]) -> None:

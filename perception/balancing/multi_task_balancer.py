@@ -1,7 +1,7 @@
 """Composition: any loss weighting, then any chain of combinations."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,6 +101,11 @@ class MultiTaskBalancer(Balancer):
         )
         for component in self.components:
             component.setup(setting)
+
+    def check_directions(self, lower: Collection[str]) -> None:
+        """See the base class."""
+        for component in self.components:
+            component.check_directions(lower)
 
     def begin_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 1."""

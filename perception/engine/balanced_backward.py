@@ -24,6 +24,7 @@ from perception.engine.gradient_sources import (
     add_gradient,
 )
 from perception.engine.group_source import GroupSource
+from perception.evaluation import LOWER_IS_BETTER
 from perception.utils import did_you_mean
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class BalancedBackward:
         self.balancer.adopt(model)
         self.balancer.setup(self.task_names, max_epochs=max_epochs, total_steps=total_steps, seed=seed)
         self._kpi_metrics = getattr(model, KPIS, {})
+        self.balancer.check_directions(lower_is_better_tasks(self._kpi_metrics))
         self._features = getattr(model, "shared_features", None)
         last_layer = getattr(model, "last_shared_parameters", None)
         self._last_layer = [] if last_layer is None else list(last_layer())
@@ -284,6 +286,16 @@ class BalancedBackward:
         if not bool(gram.isfinite().all()):
             return {}  # an overflow: the update will be dropped and nothing reported
         return describe_gram(step.losses.task_names, gram, step.present, torch.ones(len(gram)))
+
+
+def lower_is_better_tasks(kpi_metrics: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tasks whose score is a mean of errors.
+
+    Example:
+        >>> lower_is_better_tasks({"cls": ("mAP",), "velocity": ("mAVE",)})
+        ['velocity']
+    """
+    return [task for task, names in kpi_metrics.items() if names and set(names) <= set(LOWER_IS_BETTER)]
 
 
 def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

@@ -13,8 +13,7 @@ from perception.balancing import build_balancer
 from perception.balancing.build import Spec
 from perception.config import ConfigError
 from perception.config.load import copy_plain
-from perception.engine.balanced_backward import BalancedBackward
-from perception.engine.compare_scores import LOWER_IS_BETTER
+from perception.engine.balanced_backward import BalancedBackward, lower_is_better_tasks
 from perception.engine.run_folder import CONFIG_FILE, hash_config
 from perception.engine.runner import PerceptionRunner
 from perception.engine.task_forwards import prepare_model
@@ -23,7 +22,7 @@ from perception.utils import did_you_mean, read_json
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RESERVED = "single-"
-_NEED_POTENTIALS = {"achievement", "amtl"}
+_FOLLOW_SCORES = {"achievement", "amtl", "dtp"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +150,7 @@ def plan_runs(
 
 
 def fill_potentials(spec: Spec, model: Any, metrics: Mapping[str, float]) -> Spec:
-    """A balancer by achievement with the potentials that single-task runs reached, if it names none itself.
+    """A balancer by validation scores with the potentials that single-task runs reached, if it names none itself.
 
     Args:
         spec: any balancer.
@@ -165,13 +164,13 @@ def fill_potentials(spec: Spec, model: Any, metrics: Mapping[str, float]) -> Spe
     parts = set(str(arguments.get("name")).split("+"))
     kpis: Mapping[str, Sequence[str]] = getattr(model, "kpi_metrics", {})
     wanted = {name for names in kpis.values() for name in names}
-    is_given = any(key in arguments for key in ("potentials", "achievement"))
-    if not parts & _NEED_POTENTIALS or is_given or not kpis or not wanted <= set(metrics):
+    is_given = any(key in arguments for key in ("potentials", "achievement", "dtp"))
+    if not parts & _FOLLOW_SCORES or is_given or not kpis or not wanted <= set(metrics):
         return spec
     return {
         **arguments,
         "potentials": {task: fmean(metrics[name] for name in names) for task, names in kpis.items()},
-        "lower_is_better": [task for task, names in kpis.items() if set(names) <= set(LOWER_IS_BETTER)],
+        "lower_is_better": lower_is_better_tasks(kpis),
     }
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from perception.engine.jsonl_log import read_log
 from perception.engine.run_folder import LOG_FILE, SUMMARY_FILE
 from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
-from perception.evaluation import acc_mtl, delta_m
+from perception.evaluation import LOWER_IS_BETTER, acc_mtl, delta_m
 from perception.utils import read_json
 
 COLUMNS = ("NDS", "mAP", "mIoU", "mAVE", "mATE", "mASE", "mAOE", "mAAE")
-LOWER_IS_BETTER = ("mAVE", "mATE", "mASE", "mAOE", "mAAE")
 DEFAULT_SCORES: dict[str, tuple[str, ...]] = {"det": ("NDS",), "seg": ("mIoU",)}
 """Task → metrics in Δm and Acc_MTL: those of wPCGrad's Table 1. (NDS holds mAP and the errors already.)"""
 

@@ -36,7 +36,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "recon_scores": {"num_layers": 2},  # of the trunk's four
 }
 # Methods that follow validation scores must know that a lower reconstruction error is a better one.
-_FOLLOW_SCORES = ("achievement", "amtl")
+_FOLLOW_SCORES = ("achievement", "amtl", "dtp")
 _SCORES_LAYERS, _SPLITS_LAYERS = "recon_scores", "recon"
 
 

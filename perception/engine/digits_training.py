@@ -128,7 +128,7 @@ class DigitsNet(BaseModel):
             losses[f"{task}.num_targets"] = torch.tensor(float(len(images)))
         return losses
 
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[TaskLosses, Any]:  # type: ignore[override]
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[TaskLosses, Any]:
         """See `group_losses`."""
         return group_losses(losses, self.task_names)
 

@@ -11,7 +11,7 @@ from perception.evaluation.constant_boxes import ConstantBoxes
 from perception.evaluation.constant_map import ConstantMap
 from perception.evaluation.gathered_metric import GatheredMetric
 from perception.evaluation.ground_truth_baseline import ground_truth_predictions
-from perception.evaluation.multi_task_scores import acc_mtl, delta_m, delta_mtl
+from perception.evaluation.multi_task_scores import LOWER_IS_BETTER, acc_mtl, delta_m, delta_mtl
 from perception.evaluation.nuscenes_metric import NuScenesDetectionMetric
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ConstantMap",
     "ConstantPredictor",
     "GatheredMetric",
+    "LOWER_IS_BETTER",
     "NuScenesDetectionMetric",
     "acc_mtl",
     "baseline_predictions",

@@ -7,6 +7,8 @@ from typing import Literal
 from perception.config import did_you_mean
 
 Scores = Mapping[str, Mapping[str, float]]
+LOWER_IS_BETTER = ("mAVE", "mATE", "mASE", "mAOE", "mAAE")
+"""The errors among the metrics of this package."""
 
 
 def delta_m(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from perception.balancing import DynamicTaskPriority, StaticPriority, UniformPriority
+from perception.balancing import DynamicTaskPriority, StaticPriority, UniformPriority, build_balancer
 from perception.balancing.component import Setting
 
 TASKS = ("cls", "box", "velocity", "seg")
@@ -122,3 +122,28 @@ def test_bad_arguments_of_the_dynamic_form():
         DynamicTaskPriority(1, form="score")
     with pytest.raises(ValueError, match="need a potential"):
         ready(DynamicTaskPriority(1, form="kpi", lower_is_better=("seg",)))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "dtp",
+        "dtp+geometric",
+        {"name": "wpcgrad", "priority": {"name": "dtp", "form": "kpi"}},
+        {"name": "amtl", "potentials": {"cls": 0.2, "velocity": 1.0}},
+    ],
+    ids=str,
+)
+def test_an_error_is_not_taken_for_a_score(spec):
+    """An mAVE above 1 would count as a task that is done, and one of 0.02 as the hardest of all."""
+    balancer = build_balancer(spec)
+    balancer.setup(("cls", "velocity"), max_epochs=1, total_steps=4, seed=0)
+    with pytest.raises(ValueError, match=r"\['velocity'\] are errors.*Give lower_is_better=\['velocity'\]"):
+        balancer.check_directions(["velocity"])
+    balancer.check_directions([])
+    right = {"potentials": {"cls": 0.2, "velocity": 1.0}, "lower_is_better": ("velocity",)}
+    by_losses = {"name": "dtp", "form": "loss"}
+    for other in ({"name": "dtp", **right}, {"name": "amtl", **right}, by_losses, "wpcgrad", "sum"):
+        balancer = build_balancer(other)
+        balancer.setup(("cls", "velocity"), max_epochs=1, total_steps=4, seed=0)
+        balancer.check_directions(["velocity"])

@@ -172,6 +172,7 @@ def test_potentials_of_single_task_runs() -> None:
     assert fill_potentials({"name": "achievement+pcgrad"}, Model(), metrics)["potentials"] == potentials  # type: ignore[index]
     own = {"name": "amtl", "potentials": {"cls": 1.0}}
     assert fill_potentials(own, Model(), metrics) == own
+    assert fill_potentials("dtp+geometric", Model(), metrics) == {**filled, "name": "dtp+geometric"}
     assert fill_potentials("pcgrad", Model(), metrics) == "pcgrad"
     assert fill_potentials("amtl", Model(), {"mAP": 0.2}) == "amtl"
 

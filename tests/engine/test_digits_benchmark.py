@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from perception.balancing import balancer_names
+from perception.balancing import AchievementWeights, balancer_names, build_balancer
+from perception.balancing.dynamic_weights import DynamicTaskWeights
+from perception.balancing.kpi_average import KpiAverage
 from perception.engine.digits_benchmark import (
     TABLE_FILE,
     check_digits_methods,
+    digits_spec,
     run_digits_benchmark,
 )
 from perception.engine.digits_data import load_digit_pairs
@@ -130,6 +133,22 @@ def test_each_task_is_scored_by_its_own_copies() -> None:
     assert found["accuracy_left"] == before["accuracy_left"]
     assert found["accuracy_right"] == before["accuracy_right"]
     assert found["mse_recon"] != pytest.approx(before["mse_recon"], rel=1e-3)
+
+
+def test_methods_that_follow_scores_know_that_a_lower_error_is_better() -> None:
+    # Else the reconstruction's 0.02 would pass for an accuracy, and the task for far the hardest.
+    for name in balancer_names():
+        balancer = build_balancer(digits_spec(name, {"left": 0.9, "right": 0.9, "recon": 0.02}, ["trunk.1"]))
+        for component in getattr(balancer, "components", ()):
+            if isinstance(component, AchievementWeights | DynamicTaskWeights):
+                (scores,) = [part for part in _parts(component) if isinstance(part, KpiAverage)]
+                assert scores.lower_is_better == ("recon",)
+
+
+def _parts(component):  # noqa: ANN001, ANN202
+    for part in component.parts():
+        yield part
+        yield from _parts(part)
 
 
 def test_a_failed_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

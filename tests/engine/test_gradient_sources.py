@@ -355,6 +355,14 @@ def test_a_model_without_the_source_is_refused(source: str) -> None:
         wrapper.balanced.prepare(net, TASKS, max_epochs=1, total_steps=1, seed=0)
 
 
+def test_a_model_whose_score_is_an_error_says_so_at_the_start() -> None:
+    net = Net()
+    net.kpi_metrics = {**Net.kpi_metrics, "velocity": ("mAVE",)}
+    with pytest.raises(ValueError, match=r"tasks \['velocity'\] are errors"):
+        make(net, "dtp")
+    make(net, {"name": "dtp", "potentials": KPI, "lower_is_better": ("velocity",)})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_state_goes_on_as_if_nothing_had_happened(name: str) -> None:
     whole, stopped = Net(), Net()
