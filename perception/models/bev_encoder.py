@@ -3,7 +3,8 @@
 Legend: B batch, N cameras, Q = bev_h · bev_w cells (row-major), C channels, L levels, S = Σ h·w image cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from perception.models.camera_projection import CameraPlan, pillar_points, plan_
 from perception.models.history import clear_motion, rotate_bev
 from perception.models.spatial_cross_attention import SpatialCrossAttention
 from perception.models.temporal_self_attention import TemporalSelfAttention
+from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.structures import EGO_MOTION_SIZE, BEVGrid, bev_shift
 
@@ -56,6 +58,7 @@ class BEVEncoderLayer(nn.Module):
         ffn_dims: hidden width of the feed-forward.
         dropout: probability, everywhere.
         focused_init: of the spatial cross-attention.
+        mixed_temporal_query: of the temporal self-attention.
     """
 
     def __init__(
@@ -70,10 +73,15 @@ class BEVEncoderLayer(nn.Module):
         ffn_dims: int,
         dropout: float,
         focused_init: bool,
+        mixed_temporal_query: bool,
     ) -> None:
         super().__init__()
         self.temporal_self_attention = TemporalSelfAttention(
-            embed_dims=embed_dims, num_heads=num_heads, num_points=num_points_temporal, dropout=dropout
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            num_points=num_points_temporal,
+            dropout=dropout,
+            mixed_query=mixed_temporal_query,
         )
         self.spatial_cross_attention = SpatialCrossAttention(
             embed_dims=embed_dims,
@@ -112,6 +120,7 @@ class BEVEncoder(nn.Module):
 
     *Source*: BEVFormer §3 and its released code, upstream defects corrected: history, ego motion and visibility are
     each sample's own; the history turns about the vehicle; the shift moves only the history's reference points.
+    `upstream_compat` brings each of them back.
 
     Args:
         pc_range: (x_min, y_min, z_min, x_max, y_max, z_max), LiDAR frame, metres.
@@ -127,12 +136,12 @@ class BEVEncoder(nn.Module):
         num_points_spatial: sampled per head, level and camera; a multiple of D.
         ffn_dims: hidden width of the feed-forward, by default 2C.
         dropout: probability, everywhere.
-        rotate_center: (x, y) in cells about which history turns as upstream does it; None: the vehicle, in metres.
         static_cameras: give all queries to all cameras (constant shapes, for export) instead of the visible ones.
         num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
         focused_init: start as little more than a projection of the image features: small BEV, camera, level and motion
             embeddings, and each head of the spatial cross-attention at one height of the pillar. Upstream starts from
             unit noise in each cell and wide offsets. Meant for short trainings; its own effect has not been ablated.
+        upstream_compat: switches of `UpstreamCompat`; None: all off.
 
     Raises:
         ValueError: odd C, or more levels than level embeddings.
@@ -154,10 +163,10 @@ class BEVEncoder(nn.Module):
         num_points_spatial: int = 8,
         ffn_dims: int | None = None,
         dropout: float = 0.1,
-        rotate_center: tuple[float, float] | None = None,
         static_cameras: bool = False,
         num_level_embeds: int = 4,
         focused_init: bool = False,
+        upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if embed_dims % 2:
@@ -170,7 +179,7 @@ class BEVEncoder(nn.Module):
         self.embed_dims = embed_dims
         self.num_cams = num_cams
         self.num_levels = num_levels
-        self.rotate_center = rotate_center
+        self.compat = UpstreamCompat.read(upstream_compat)
         self.static_cameras = static_cameras
 
         self.bev_embedding = nn.Embedding(bev_h * bev_w, embed_dims)
@@ -197,6 +206,7 @@ class BEVEncoder(nn.Module):
                 ffn_dims=2 * embed_dims if ffn_dims is None else ffn_dims,
                 dropout=dropout,
                 focused_init=focused_init,
+                mixed_temporal_query=self.compat.mixed_temporal_query,
             )
             for _ in range(num_layers)
         )
@@ -251,14 +261,20 @@ class BEVEncoder(nn.Module):
         if has_prev is None or prev_bev is None:
             has_prev = lidar2img.new_full((batch,), prev_bev is not None, dtype=torch.bool)
         ego_motion = clear_motion(ego_motion, has_prev)
+        if self.compat.first_sample_history:
+            has_prev = has_prev[:1].expand(batch)
         features, spatial_shapes = self.embed_features(mlvl_feats)
-        plan = plan_cameras(*project_pillars(self.ref_3d, lidar2img, image_shape), static=self.static_cameras)
+        plan = plan_cameras(
+            *project_pillars(self.ref_3d, lidar2img, image_shape),
+            static=self.static_cameras,
+            first_sample=self.compat.first_sample_cameras,
+        )
         reference_points = self.temporal_reference(ego_motion, has_prev)
         bev_pos = self.positional_encoding()
         current = query = self.initial_queries(ego_motion)
         history = None
         if prev_bev is not None:
-            history = rotate_bev(prev_bev, ego_motion[:, -1], self.grid, self.rotate_center)
+            history = rotate_bev(prev_bev, ego_motion[:, -1], self.grid, self.compat.rotate_center)
         use_history = has_prev[:, None, None]
         for layer in self.layers:
             # A sample without history looks twice at the layer's own query instead.
@@ -287,7 +303,8 @@ class BEVEncoder(nn.Module):
         with torch.autocast(ego_motion.device.type, enabled=False):
             shift = bev_shift(ego_motion.float(), self.grid) * has_prev[:, None]  # (B, 2)
             current = self.ref_2d[None].expand(len(shift), -1, -1)
-            return torch.stack([current + shift[:, None], current], dim=1)
+            moved = current + shift[:, None]
+            return torch.stack([moved, moved if self.compat.aliased_shift else current], dim=1)
 
     def embed_features(self, mlvl_feats: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Add camera and level embeddings; L × (B, N, C, h, w) → (B·N, S, C) and the L (h, w)."""

@@ -25,6 +25,7 @@ from perception.models.center_heatmap import CenterHeatmap
 from perception.models.perspective_head import PerspectiveHead
 from perception.models.seg_head import SegHead
 from perception.models.task_losses import group_losses
+from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.utils import DataError
 
@@ -57,6 +58,8 @@ class BEVFormer(BaseModel):
         use_history: False trains and predicts every frame on its own (BEVFormer-S).
         backbone_weights: local file with pretrained backbone weights; None: from scratch.
         backbone_sha256: expected hash of that file.
+        upstream_compat: switches of `UpstreamCompat`, handed to the encoder and the box and segmentation heads; None:
+            each has what its own config says, by default nothing.
         init_cfg: MMEngine's.
 
     Raises:
@@ -80,15 +83,17 @@ class BEVFormer(BaseModel):
         use_history: bool = True,
         backbone_weights: str | None = None,
         backbone_sha256: str | None = None,
+        upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.img_backbone: nn.Module = MODELS.build(img_backbone)
         self.img_neck: nn.Module = MODELS.build(img_neck)
         self._memory_format = choose_memory_format(self.img_backbone, self.img_neck)
-        self.bev_encoder: BEVEncoder = MODELS.build(bev_encoder)
-        self.box_head: BoxHead | None = None if box_head is None else MODELS.build(box_head)
-        self.seg_head: SegHead | None = None if seg_head is None else MODELS.build(seg_head)
+        compat = {} if upstream_compat is None else {"upstream_compat": UpstreamCompat.read(upstream_compat)}
+        self.bev_encoder: BEVEncoder = MODELS.build({**bev_encoder, **compat})
+        self.box_head: BoxHead | None = None if box_head is None else MODELS.build({**box_head, **compat})
+        self.seg_head: SegHead | None = None if seg_head is None else MODELS.build({**seg_head, **compat})
         self.center_heatmap: CenterHeatmap | None = (
             None if center_heatmap is None else MODELS.build(center_heatmap)
         )

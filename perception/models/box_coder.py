@@ -17,6 +17,7 @@ LOG_SIZE = (2, 3, 5)
 """Channels of the box code that hold log l, log w, log h."""
 
 _MAX_LOG_SIZE = math.log(1e3)
+_LOWEST_THRESHOLD = 0.01
 
 
 def refine_centres(raw: Tensor, reference_points: Tensor) -> Tensor:
@@ -75,16 +76,24 @@ class BoxCoder:
         post_center_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres.
         max_num: boxes per sample at most.
         score_threshold: boxes must score more; None keeps all.
+        lower_threshold: where no box does, lower the threshold by tenths until one does, as upstream; below 0.01 all
+            are kept.
     """
 
     def __init__(
-        self, *, post_center_range: Sequence[float], max_num: int = 300, score_threshold: float | None = None
+        self,
+        *,
+        post_center_range: Sequence[float],
+        max_num: int = 300,
+        score_threshold: float | None = None,
+        lower_threshold: bool = False,
     ) -> None:
         if len(post_center_range) != 6:
             raise ValueError(f"post_center_range must have 6 numbers, got {list(post_center_range)}.")
         self.post_center_range = tuple(post_center_range)
         self.max_num = max_num
         self.score_threshold = score_threshold
+        self.lower_threshold = lower_threshold
 
     def decode(self, cls_scores: Tensor, codes: Tensor) -> DecodedBoxes:
         """Decode one sample.
@@ -101,7 +110,14 @@ class BoxCoder:
         limits = code.new_tensor(self.post_center_range)
         keep = ((centre >= limits[:3]) & (centre <= limits[3:])).all(dim=-1)
         if self.score_threshold is not None:
-            keep &= scores > self.score_threshold
+            keep &= self._scores_enough(scores, self.score_threshold)
         keep |= ~(code.isfinite().all(dim=-1) & scores.isfinite())
         code[:, LOG_SIZE] = code[:, LOG_SIZE].clamp(-_MAX_LOG_SIZE, _MAX_LOG_SIZE)
         return DecodedBoxes(decode_boxes(code[keep]), scores[keep], (flat_idx % num_classes)[keep])
+
+    def _scores_enough(self, scores: Tensor, threshold: float) -> Tensor:
+        enough = scores > threshold
+        while self.lower_threshold and not bool(enough.any()):
+            threshold *= 0.9
+            enough = scores >= threshold if threshold >= _LOWEST_THRESHOLD else torch.ones_like(enough)
+        return enough

@@ -3,9 +3,9 @@
 Legend: B batch, L decoder layers, G query groups, q queries per group, Q = G·q, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from perception.models.box_assigner import HungarianAssigner
 from perception.models.box_coder import CENTRE, BoxCoder, DecodedBoxes, refine_centres, to_code
 from perception.models.box_losses import LayerLosses, MatchedTargets, layer_losses
 from perception.models.decoder import DecoderLayer
+from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.structures import CODE_SIZE, BEVGrid, encode_boxes
 
@@ -80,6 +81,7 @@ class BoxHead(nn.Module):
         max_num: boxes per sample at most.
         score_threshold: boxes must score more; None keeps all.
         post_center_range: where decoded centres may lie, by default the range plus 10 m (z: 5 m) on each side.
+        upstream_compat: switches of `UpstreamCompat`; None: all off.
 
     Raises:
         ValueError: `code_weights` or `code_scale` has not 10 numbers, `code_scale` is not positive or scales a centre,
@@ -110,6 +112,7 @@ class BoxHead(nn.Module):
         max_num: int = 300,
         score_threshold: float | None = None,
         post_center_range: Sequence[float] | None = None,
+        upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(code_weights) != CODE_SIZE:
@@ -128,11 +131,15 @@ class BoxHead(nn.Module):
         self.with_box_refine = with_box_refine
         self.loss_cls_weight = loss_cls_weight
         self.loss_box_weight = loss_box_weight
+        self.compat = UpstreamCompat.read(upstream_compat)
         self.assigner = HungarianAssigner(cls_weight=loss_cls_weight, box_weight=loss_box_weight)
         if post_center_range is None:
             post_center_range = (x_min - 10, y_min - 10, z_min - 5, x_max + 10, y_max + 10, z_max + 5)
         self.coder = BoxCoder(
-            post_center_range=post_center_range, max_num=max_num, score_threshold=score_threshold
+            post_center_range=post_center_range,
+            max_num=max_num,
+            score_threshold=score_threshold,
+            lower_threshold=self.compat.lower_score_threshold,
         )
 
         self.query_embedding = nn.Embedding(num_query_groups * num_query, 2 * embed_dims)
@@ -201,6 +208,7 @@ class BoxHead(nn.Module):
                 self.code_weights,
                 cls_weight=self.loss_cls_weight,
                 box_weight=self.loss_box_weight,
+                drop_unknown_velocity=self.compat.drop_unknown_velocity,
             )
             is_last = layer_idx == len(per_layer) - 1
             losses.update(_name_losses(layer, "" if is_last else f"d{layer_idx}."))

@@ -72,11 +72,13 @@ def layer_losses(
     *,
     cls_weight: float,
     box_weight: float,
+    drop_unknown_velocity: bool = False,
 ) -> LayerLosses:
     """Losses of one decoder layer.
 
     *Source*: `loss_single` of BEVFormer: each sum is divided by the number of matched queries, ≥ 1. Deviations: the
-    velocity is a loss of its own, and an unknown velocity drops only itself (upstream: the whole box).
+    velocity is a loss of its own, and an unknown velocity drops only itself (upstream: the whole box, which then still
+    counts in the number of matched queries).
 
     Args:
         cls_scores: (B, Q, num_classes), logits.
@@ -85,6 +87,7 @@ def layer_losses(
         code_weights: (10,).
         cls_weight: factor of the focal loss.
         box_weight: factor of both L1 losses.
+        drop_unknown_velocity: do as upstream does.
     """
     matched = targets.matched
     num_boxes = matched.sum()
@@ -96,8 +99,11 @@ def layer_losses(
         return LayerLosses(cls, None, None, num_boxes, num_boxes)
     error = (codes[matched] - wanted.nan_to_num()).abs() * code_weights  # (n, 10)
     known = wanted[:, VELOCITY].isfinite()  # (n, 2)
-    box = error[:, : VELOCITY.start].sum() / num_boxes * box_weight
     num_velocities = known.any(dim=-1).sum()
+    if drop_unknown_velocity:
+        error = error * known.all(dim=-1, keepdim=True)
+        num_velocities = num_boxes
+    box = error[:, : VELOCITY.start].sum() / num_boxes * box_weight
     velocity = None
     if num_velocities > 0:
         velocity = (error[:, VELOCITY] * known).sum() / num_velocities * box_weight

@@ -67,7 +67,9 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_shape: tuple[int, i
     return uv.reshape(*shape, 2), mask.reshape(shape)
 
 
-def plan_cameras(reference_points: Tensor, mask: Tensor, *, static: bool = False) -> CameraPlan:
+def plan_cameras(
+    reference_points: Tensor, mask: Tensor, *, static: bool = False, first_sample: bool = False
+) -> CameraPlan:
     """Gather the visible queries of every camera of every sample.
 
     One host synchronisation (for K) per call. With `static` none: every camera gets all queries, and the unseen ones
@@ -77,10 +79,14 @@ def plan_cameras(reference_points: Tensor, mask: Tensor, *, static: bool = False
         reference_points: (B, N, Q, D, 2).
         mask: (B, N, Q, D), bool.
         static: use all queries.
+        first_sample: a camera of any sample gets the queries that the first sample's sees, as upstream; they are still
+            divided by the sample's own number of cameras.
     """
     batch, num_cams, num_query, num_points, _ = reference_points.shape
     visible = mask.any(dim=-1)  # (B, N, Q)
     hits = visible.sum(dim=1).clamp(min=1)  # (B, Q)
+    if first_sample:
+        visible = visible[:1].expand(batch, -1, -1)
     if static:
         weight = visible / hits[:, None]  # (B, N, Q)
         inside = torch.where(visible[..., None, None], reference_points, 0.0)

@@ -14,18 +14,27 @@ class MapSlicer(nn.Module):
     (Upstream flips by trial, and draws the map around the ego's origin: 0.94 m off.) Beyond the outermost cell
     centres the border value continues.
 
+    *Source*: Bin-ze/BEVFormer_segmentation_detection's `BevFeatureSlicer`.
+
     Args:
         bev_grid: of the features.
         map_grid: of the target.
+        divisors: `UpstreamCompat.map_divisors`.
     """
 
-    def __init__(self, *, bev_grid: BEVGrid, map_grid: MapGrid) -> None:
+    def __init__(
+        self, *, bev_grid: BEVGrid, map_grid: MapGrid, divisors: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         self.bev_grid = bev_grid
-        low = torch.tensor(bev_grid.pc_range[:2], dtype=torch.float64)
-        extent = torch.tensor(bev_grid.extent[:2], dtype=torch.float64)
-        fraction = (torch.from_numpy(map_grid.centres()) - low) / extent  # (rows, columns, 2), 0..1
-        self.register_buffer("locations", (2 * fraction - 1).float(), persistent=False)
+        centres = torch.from_numpy(map_grid.centres())  # (rows, columns, 2), metres
+        if divisors is None:
+            low, extent = (torch.tensor(pair[:2]).double() for pair in (bev_grid.pc_range, bev_grid.extent))
+            locations = 2 * (centres - low) / extent - 1
+        else:
+            locations = centres / torch.tensor(divisors).double()
+        self.register_buffer("locations", locations.float(), persistent=False)
+        self._follows_upstream = divisors is not None
         self.locations: Tensor
 
     def forward(self, bev: Tensor) -> Tensor:
@@ -33,6 +42,9 @@ class MapSlicer(nn.Module):
         locations = self.locations[None].expand(len(bev), -1, -1, -1)
         with torch.autocast(bev.device.type, enabled=False):
             sampled = F.grid_sample(
-                bev.to(locations.dtype), locations, padding_mode="border", align_corners=False
+                bev.to(locations.dtype),
+                locations,
+                padding_mode="zeros" if self._follows_upstream else "border",
+                align_corners=self._follows_upstream,
             )
         return sampled.to(bev.dtype)

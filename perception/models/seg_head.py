@@ -1,6 +1,7 @@
 """The BEV segmentation head: BEV features to map classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from perception.models.map_slicer import MapSlicer
 from perception.models.seg_encode import SegEncode
 from perception.models.seg_losses import IGNORE, cross_entropy, dice_loss
+from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.structures import MAP_CLASSES, BEVGrid, MapGrid
 
@@ -35,6 +37,7 @@ class SegHead(nn.Module):
         class_weights: one per class, in the cross-entropy.
         loss_ce_weight: factor of the cross-entropy.
         loss_dice_weight: factor of the dice loss; 0 leaves it out.
+        upstream_compat: switches of `UpstreamCompat`; None: all off.
 
     Raises:
         ValueError: `class_weights` does not fit `num_classes`, or the map reaches beyond the BEV.
@@ -57,6 +60,7 @@ class SegHead(nn.Module):
         class_weights: Sequence[float] = (0.3, 2.0, 2.0, 2.0),
         loss_ce_weight: float = 3.0,
         loss_dice_weight: float = 0.0,
+        upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(class_weights) != num_classes:
@@ -81,7 +85,8 @@ class SegHead(nn.Module):
         self.loss_dice_weight = loss_dice_weight
         self.reduce = None if reduce_dims is None else nn.Conv2d(embed_dims, reduce_dims, 1)
         inner_grid = MapGrid(map_x_range, map_y_range, map_resolution * output_stride)
-        self.slicer = MapSlicer(bev_grid=self.grid, map_grid=inner_grid)
+        divisors = UpstreamCompat.read(upstream_compat).map_divisors
+        self.slicer = MapSlicer(bev_grid=self.grid, map_grid=inner_grid, divisors=divisors)
         self.seg_encode = SegEncode(
             in_channels=embed_dims if reduce_dims is None else reduce_dims,
             num_classes=num_classes,

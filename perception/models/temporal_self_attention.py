@@ -29,18 +29,26 @@ class TemporalSelfAttention(nn.Module):
         num_heads: H.
         num_points: P, sampled per head and queue entry.
         dropout: probability, on the output.
+        mixed_query: predict offsets from upstream's `value[:bs]`, which mixes samples at batch > 1.
 
     Raises:
         ValueError: C is not a multiple of H.
     """
 
     def __init__(
-        self, *, embed_dims: int, num_heads: int = 8, num_points: int = 4, dropout: float = 0.1
+        self,
+        *,
+        embed_dims: int,
+        num_heads: int = 8,
+        num_points: int = 4,
+        dropout: float = 0.1,
+        mixed_query: bool = False,
     ) -> None:
         super().__init__()
         check_heads(embed_dims, num_heads)
         self.num_heads = num_heads
         self.num_points = num_points
+        self.mixed_query = mixed_query
         self.sampling_offsets = nn.Linear(QUEUE * embed_dims, num_heads * QUEUE * num_points * 2)
         self.attention_weights = nn.Linear(QUEUE * embed_dims, num_heads * QUEUE * num_points)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
@@ -77,7 +85,9 @@ class TemporalSelfAttention(nn.Module):
         """
         batch, num_query, channels = query.shape
         heads, points = self.num_heads, self.num_points
-        both = torch.cat([history, query + bev_pos], dim=-1)  # (B, Q, 2C)
+        pairs = torch.stack([history, current], dim=1).flatten(0, 1)  # (B·T, Q, C)
+        first = pairs[:batch] if self.mixed_query else history
+        both = torch.cat([first, query + bev_pos], dim=-1)  # (B, Q, 2C)
         offsets = self.sampling_offsets(both).view(batch, num_query, heads, QUEUE, 1, points, 2)
         weights = self.attention_weights(both).view(batch, num_query, heads, QUEUE, 1, points).softmax(dim=-1)
         offsets = at_least_float(offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1))  # (B·T, Q, H, 1, P, 2)
@@ -85,8 +95,7 @@ class TemporalSelfAttention(nn.Module):
         reference = reference_points.flatten(0, 1)[:, :, None, None, None, :]  # (B·T, Q, 1, 1, 1, 2)
         locations = reference + offsets / offset_normalizer([bev_shape], offsets)[:, None, :]
 
-        value = self.value_proj(torch.stack([history, current], dim=1).flatten(0, 1))  # (B·T, Q, C)
-        value = value.view(batch * QUEUE, num_query, heads, channels // heads)
+        value = self.value_proj(pairs).view(batch * QUEUE, num_query, heads, channels // heads)
         attended = multi_scale_deformable_attention(value, [bev_shape], locations, weights)  # (B·T, Q, C)
         attended = attended.view(batch, QUEUE, num_query, channels).mean(dim=1)
         return query + self.dropout(self.output_proj(attended))

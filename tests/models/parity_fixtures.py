@@ -115,7 +115,7 @@ def load(name: str) -> Fixture:
         num_heads=temporal.get("num_heads", 8),
         ffn_dims=encoder_cfg["transformerlayers"]["feedforward_channels"],
         dropout=0.0,
-        rotate_center=tuple(transformer.get("rotate_center", (100, 100))),
+        upstream_compat={"rotate_center": transformer.get("rotate_center", (100, 100))},
     )
     coder = config["bbox_coder"]
     head = BoxHead(

@@ -106,6 +106,42 @@ def test_batch_of_four_equals_four_batches_of_one_with_mixed_histories():
         )
 
 
+def test_batch_of_four_has_losses_gradients_and_predictions_of_four_batches_of_one():
+    model = small_model().eval()
+    batch = make_batch(model, [make_item(i, num_frames=3, num_boxes=2 + i) for i in range(4)])
+    batch["inputs"]["has_prev"] = torch.tensor(
+        [[False, True, True], [False, False, True], [False, True, False], [False, False, False]]
+    )
+    together = model(**batch, mode="loss")
+    single = [model(**rows(batch, index), mode="loss") for index in range(4)]
+    joined = {}
+    for key in together:
+        if "loss" in key:  # every loss is a mean over the batch's targets
+            count = f"{key.partition('.')[0]}.num_targets"
+            parts = [losses[key] * losses[count] for losses in single]
+            joined[key] = sum(parts) / sum(losses[count] for losses in single)
+            assert_close(together[key], joined[key], atol=1e-5, rtol=1e-5)
+
+    gradients = []
+    for losses in (together, joined):
+        model.zero_grad()
+        sum(value for key, value in losses.items() if "loss" in key).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, expected in gradients[1].items():
+        assert_close(gradients[0][name], expected, atol=1e-4 * max(float(expected.abs().max()), 1e-2), rtol=0)
+
+    predicted = model(**batch, mode="predict")
+    for index in range(4):
+        model.reset_history()
+        alone = model(**rows(batch, index), mode="predict")[0]
+        for result in (predicted[index].pred_instances_3d, alone.pred_instances_3d):
+            assert len(result.scores_3d) > 0
+        assert_close(
+            predicted[index].pred_instances_3d.scores_3d, alone.pred_instances_3d.scores_3d, atol=1e-5, rtol=0
+        )
+        assert torch.equal(predicted[index].pred_bev_seg.sem_seg, alone.pred_bev_seg.sem_seg)
+
+
 def test_each_history_flag_matters():
     model = small_model().eval()
     batch = make_batch(model, [make_item(1, num_frames=3)])
