@@ -9,11 +9,13 @@ from perception.balancing.methods import balancer_names
 from perception.balancing.shared_features import SharedFeatures
 from perception.balancing.task_gradients import TaskGradients
 from perception.balancing.task_losses import TaskLosses
+from perception.balancing.task_streams import TaskStreams
 
 if TYPE_CHECKING:
     from perception.balancing.achievement import AchievementWeights
     from perception.balancing.connection_strength import ConnectionStrength
-    from perception.balancing.cross_stitch import CrossStitchTrunk, CrossStitchUnit
+    from perception.balancing.cross_stitch import CrossStitchUnit, StitchedCopies, stitch_trunk
+    from perception.balancing.cross_stitch_balancer import CrossStitch
     from perception.balancing.dynamic_priority import DynamicTaskPriority
     from perception.balancing.dynamic_weights import DynamicTaskWeights
     from perception.balancing.geometric_mean import GeometricMean
@@ -37,7 +39,7 @@ _MODULES = {
     "AchievementWeights": "achievement",
     "ConnectionStrength": "connection_strength",
     "ConstantWeights": "loss_weighting",
-    "CrossStitchTrunk": "cross_stitch",
+    "CrossStitch": "cross_stitch_balancer",
     "CrossStitchUnit": "cross_stitch",
     "DynamicTaskPriority": "dynamic_priority",
     "DynamicTaskWeights": "dynamic_weights",
@@ -57,8 +59,10 @@ _MODULES = {
     "ReconScores": "recon_balancers",
     "RotoGrad": "rotograd",
     "StaticPriority": "static_priority",
+    "StitchedCopies": "cross_stitch",
     "UniformPriority": "priorities",
     "WPCGradWeighting": "wpcgrad",
+    "stitch_trunk": "cross_stitch",
 }
 
 __all__ = [
@@ -66,7 +70,7 @@ __all__ = [
     "Balancer",
     "ConnectionStrength",
     "ConstantWeights",
-    "CrossStitchTrunk",
+    "CrossStitch",
     "CrossStitchUnit",
     "DynamicTaskPriority",
     "DynamicTaskWeights",
@@ -87,12 +91,15 @@ __all__ = [
     "RotoGrad",
     "SharedFeatures",
     "StaticPriority",
+    "StitchedCopies",
     "TaskGradients",
     "TaskLosses",
+    "TaskStreams",
     "UniformPriority",
     "WPCGradWeighting",
     "balancer_names",
     "build_balancer",
+    "stitch_trunk",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What connection strength asks of groups, norms and layers, checked before training."""
+"""What connection strength asks of groups, norms and layers (other methods: of groups), checked before training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -20,7 +20,7 @@ def check_groups(groups: Mapping[str, Sequence[str]], task_names: Sequence[str] 
     """
     if len(groups) < 2:
         raise ValueError(
-            f"connection strength compares tasks, so it needs at least two groups; got {dict(groups)}. Give groups "
+            f"a method for groups of tasks needs at least two groups; got {dict(groups)}. Give groups "
             "such as dict(det=('cls', 'box', 'velocity'), seg=('seg',))"
         )
     check_tasks(tuple(groups))

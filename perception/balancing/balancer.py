@@ -32,6 +32,9 @@ class Balancer:
             not, only with the task's loss weight.
         holds_gradients: whether task gradients are held until the end of an update though the method gets neither their
             Gram matrix nor them; `observe_gradients` sees them.
+        changes_model: whether `prepare` returns another model than it gets.
+        has_shared_features: whether all tasks' heads read the same features; if not, gradients of features or of the
+            last shared layer compare nothing.
         needs_task_forwards: whether the model runs once per group of tasks and batch, under `use_task`.
         plan: then the groups in their order, each with its tasks.
         steps_per_group: whether each group's forward is followed by an optimiser step of its own.
@@ -42,6 +45,8 @@ class Balancer:
     needs_gradients: bool = False
     scale_heads: bool = True
     holds_gradients: bool = False
+    changes_model: bool = False
+    has_shared_features: bool = True
     needs_task_forwards: bool = False
     plan: tuple[tuple[str, tuple[str, ...]], ...] = ()
 

@@ -74,6 +74,7 @@ class ConnectionStrength(MultiTaskBalancer):
         (('det', ('cls', 'box')), ('seg', ('seg',)))
     """
 
+    changes_model = True
     needs_task_forwards = True
 
     def __init__(

@@ -91,6 +91,12 @@ METHODS: dict[str, Method] = {
         nested=(("weighting", "weighting"),),
         changes_model=True,
     ),
+    "cross_stitch": Method(
+        kind="balancer",
+        target="cross_stitch_balancer:CrossStitch",
+        nested=(("weighting", "weighting"), ("combination", "stage")),
+        changes_model=True,
+    ),
     "recon_scores": Method(
         kind="balancer",
         target="recon_balancers:ReconScores",

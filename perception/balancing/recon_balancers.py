@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.balancing._connection_checks import check_groups
+from perception.balancing._grouped_balancer import GroupedBalancer
 from perception.balancing.component import Convention
 from perception.balancing.geometric_mean import GeometricMean
 from perception.balancing.gram_weighting import GramWeighting
 from perception.balancing.loss_weighting import LossWeighting
-from perception.balancing.multi_task_balancer import MultiTaskBalancer
 from perception.balancing.recon import LayerConflicts, shared_layers
 from perception.balancing.split_layers import split_layers
 from perception.balancing.task_copies import task_copies
@@ -21,41 +20,7 @@ from perception.utils import name_some
 Stage = GramWeighting | GeometricMean
 
 
-class _GroupedBalancer(MultiTaskBalancer):
-    """A balancer of single tasks beside groups of tasks, which the model declares unless they are given."""
-
-    def __init__(
-        self,
-        *,
-        groups: Mapping[str, Sequence[str]] | None,
-        combination: Stage | None,
-        weighting: LossWeighting | None,
-        scales: Mapping[str, float] | None,
-        convention: Convention | None,
-        scale_heads: bool | None,
-    ) -> None:
-        stages = () if combination is None else (combination,)
-        super().__init__(
-            weighting=weighting,
-            combination=stages,
-            scales=scales,
-            convention=convention,
-            scale_heads=scale_heads,
-        )
-        self._groups = None if groups is None else {name: tuple(tasks) for name, tasks in groups.items()}
-        if self._groups is not None:
-            check_groups(self._groups)
-
-    def _declare(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        names = tuple(getattr(model, "task_names", ()))
-        if self._groups is None:
-            declared = getattr(model, "task_groups", None) or {task: (task,) for task in names}
-            self._groups = {name: tuple(tasks) for name, tasks in declared.items()}
-        check_groups(self._groups, names or None)
-        return self._groups
-
-
-class ReconScores(_GroupedBalancer):
+class ReconScores(GroupedBalancer):
     """Any training, in which each shared layer counts how often the groups' gradients conflict in it.
 
     *Source*: Recon, Algorithm 1, first run; see `LayerConflicts`. Its `report` names the layers to split, the worst
@@ -154,7 +119,7 @@ class ReconScores(_GroupedBalancer):
             self.conflicts.load_state_dict(state.get("conflicts", {}))
 
 
-class Recon(_GroupedBalancer):
+class Recon(GroupedBalancer):
     """Training of the network in which chosen layers exist once per group of tasks, by any balancer.
 
     *Source*: Recon, Algorithm 1, second run: "turn shared layers into task-specific layers", and train from scratch.
@@ -181,6 +146,7 @@ class Recon(_GroupedBalancer):
     """
 
     holds_gradients = True  # each forward has one group's losses; they are weighed and combined together
+    changes_model = True
     needs_task_forwards = True
 
     def __init__(

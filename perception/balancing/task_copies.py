@@ -24,12 +24,17 @@ class TaskCopies(nn.ModuleDict):
     Raises:
         ValueError: a task is named twice, or by a name that a module can't have.
 
+    Attributes:
+        stands_alone: whether a task's copy by itself does all that the layer does for the task.
+
     Example:
         >>> norm = TaskCopies(layer=nn.LayerNorm(4), tasks=("det", "seg"))
         >>> with use_task(norm, "seg"):
         ...     norm.task
         'seg'
     """
+
+    stands_alone: bool = True
 
     def __init__(self, *, layer: nn.Module, tasks: Sequence[str]) -> None:
         check_tasks(tasks)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from perception.balancing.task_copies import TaskCopies, check_tasks, task_copies
+from perception.utils import name_some
 
 
 def is_norm(name: str, module: nn.Module) -> bool:
@@ -66,14 +67,14 @@ def plain_model(model: nn.Module, task: str) -> nn.Module:
         task: whose copies stay.
 
     Raises:
-        ValueError: the model has no copies, or none for this task.
+        ValueError: the model has no copies, none for this task, or such as mix the tasks (cross-stitch).
 
     Example:
         >>> norm = convert_task_norms(nn.LayerNorm(3), ("det", "seg"))
         >>> type(plain_model(norm, "seg")).__name__
         'LayerNorm'
     """
-    copies = task_copies(model)
+    copies = _separable_copies(model)
     unable = [name for name, layer in copies.items() if task not in layer]
     if not copies or unable:
         known = sorted({known for layer in copies.values() for known in layer.tasks})
@@ -89,10 +90,10 @@ def plain_state_dict(model: nn.Module, task: str) -> dict[str, Tensor]:
     """The weights of `plain_model(model, task)`, without building it: names as before the conversion.
 
     Raises:
-        ValueError: a layer has no copy for this task.
+        ValueError: a layer has no copy for this task, or mixes the tasks (cross-stitch).
     """
     state = dict(model.state_dict())
-    for name, layer in task_copies(model).items():
+    for name, layer in _separable_copies(model).items():
         if task not in layer:
             raise ValueError(
                 f"plain_state_dict({task!r}): layer {name!r} knows {list(layer.tasks)}. Name one of these"
@@ -111,7 +112,8 @@ def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
 
     Args:
         model: has `TaskCopies`, or not: then nothing changes.
-        state: weights; those of a layer that has copies in it as well are kept as they are.
+        state: weights; those of a layer that has copies in it as well are kept as they are. What a layer has beside
+            its copies (mixing weights) stays the model's.
 
     Example:
         >>> norm = convert_task_norms(nn.LayerNorm(3), ("det", "seg"))
@@ -121,10 +123,16 @@ def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
     spread = dict(state)
     for name, layer in task_copies(model).items():
         prefix = f"{name}." if name else ""
-        for key in next(iter(layer.values())).state_dict():
+        beside = {
+            key: value
+            for key, value in layer.state_dict().items()
+            if key.partition(".")[0] not in layer.tasks
+        }
+        for key in layer[layer.tasks[0]].state_dict():
             if prefix + key in spread:
                 value = spread.pop(prefix + key)
                 spread |= {f"{prefix}{task}.{key}": value for task in layer.tasks}
+                spread |= {prefix + other: own for other, own in beside.items()}
     return spread
 
 
@@ -149,6 +157,17 @@ def replace_layers(
             if id(child) in new:
                 parent.add_module(child_name, new[id(child)])
     return new.get(id(root), root)
+
+
+def _separable_copies(model: nn.Module) -> dict[str, TaskCopies]:
+    copies = task_copies(model)
+    joined = [name for name, layer in copies.items() if not layer.stands_alone]
+    if joined:
+        raise ValueError(
+            f"the tasks' copies of {name_some(joined)} run together and are mixed (cross-stitch), so there is no plain "
+            "model of one task; use the whole one"
+        )
+    return copies
 
 
 def _names_under(model: nn.Module, under: Sequence[str]) -> set[str]:

@@ -114,7 +114,8 @@ class BalancedBackward:
         self.balancer.check_directions(lower_is_better_tasks(self._kpi_metrics))
         self._features = getattr(model, "shared_features", None)
         last_layer = getattr(model, "last_shared_parameters", None)
-        self._last_layer = [] if last_layer is None else list(last_layer())
+        if last_layer is not None and self.gradient_source == "last_layer":
+            self._last_layer = list(last_layer())
         if self.needs_task_gradients:
             missing = {"features": self._features is None, "last_layer": not self._last_layer}
             if missing.get(self.gradient_source):
@@ -336,6 +337,11 @@ def check_options(
         raise ValueError(
             f"{balancer} does not compare task gradients, so gradient_source={gradient_source!r} and "
             f"interval={interval} would do nothing; leave them out"
+        )
+    if not balancer.has_shared_features and gradient_source != "parameters":
+        raise ValueError(
+            f"{balancer} gives each group of tasks features and last layers of its own, so gradients there compare "
+            f"nothing; it needs gradient_source='parameters', got {gradient_source!r}"
         )
     is_exact = balancer.needs_gradients or balancer.holds_gradients
     if is_exact and (gradient_source != "parameters" or interval != 1):

@@ -35,7 +35,7 @@ def check_balancing(cfg: Mapping[str, Any]) -> None:
             watch.get("gram_interval", 0),
             wrapper.get("accumulative_counts", 1),
         )
-        if balancer.needs_task_forwards:
+        if balancer.changes_model:
             prepare_model(balancer, MODELS.build(cfg["model"]))
     except (TypeError, ValueError) as error:
         raise ConfigError(

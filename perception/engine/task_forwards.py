@@ -32,7 +32,7 @@ def balancer_that_changes_the_model(optim_wrapper: Mapping[str, Any] | None) -> 
     """
     spec = (optim_wrapper or {}).get("balancer")
     if isinstance(spec, Balancer):
-        return spec if spec.needs_task_forwards else None
+        return spec if spec.changes_model else None
     return build_balancer(spec) if changes_model(spec) else None
 
 

@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from perception.balancing import SharedFeatures, TaskLosses
+from perception.balancing import SharedFeatures, TaskLosses, TaskStreams
 from perception.models._eval_mode import eval_no_grad
 from perception.models._memory_format import choose_memory_format
 from perception.models.backbone_weights import load_backbone
@@ -104,6 +104,8 @@ class BEVFormer(BaseModel):
         self.backbone_weights = backbone_weights
         self.backbone_sha256 = backbone_sha256
         self.shared_features = SharedFeatures()
+        self.task_streams = TaskStreams()
+        self._num_cams = self.bev_encoder.num_cams
         self._only: tuple[str, ...] | None = None
         self._histories: dict[tuple[str, ...] | None, dict[str, Tensor]] = {}
         self._check_heads()
@@ -123,6 +125,16 @@ class BEVFormer(BaseModel):
     def task_groups(self) -> dict[str, tuple[str, ...]]:
         """Head → its tasks: what can be computed apart."""
         return {name: tasks for name, tasks in TASK_GROUPS.items() if set(tasks) <= set(self.task_names)}
+
+    @property
+    def stitch_stages(self) -> tuple[str, ...]:
+        """Where cross-stitch mixes by default: after the backbone's trained stages, the neck and the encoder."""
+        stages = [f"img_backbone.{name}" for name in getattr(self.img_backbone, "res_layers", ())]
+        return tuple(
+            name
+            for name in (*stages, "img_neck", "bev_encoder")
+            if any(parameter.requires_grad for parameter in self.get_submodule(name).parameters())
+        )
 
     @contextmanager
     def only_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
@@ -207,9 +219,10 @@ class BEVFormer(BaseModel):
             targets = [_box_targets(sample) for sample in data_samples]
             losses.update(self.box_head.loss(outputs["boxes"], targets))
             if self.center_heatmap is not None:
-                losses.update(self.center_heatmap.loss(bev, targets))
+                losses.update(self.center_heatmap.loss(self.task_streams.rows(bev, "cls"), targets))
             if self.perspective_head is not None:
                 image_shape = (inputs["img"].shape[-2], inputs["img"].shape[-1])
+                features = [self.task_streams.rows(level, "cls") for level in features]
                 losses.update(
                     self.perspective_head.loss(features, inputs["lidar2img"][:, -1], image_shape, targets)
                 )
@@ -221,8 +234,9 @@ class BEVFormer(BaseModel):
         self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]
     ) -> list[Det3DDataSample]:
         """Boxes and maps; the batch's BEV features are kept as history for its successors."""
-        tokens = [sample.metainfo.get("sample_token", "") for sample in data_samples]
-        prev_tokens = [sample.metainfo.get("prev_token", "") for sample in data_samples]
+        label = self.task_streams.label
+        tokens = label([sample.metainfo.get("sample_token", "") for sample in data_samples])
+        prev_tokens = label([sample.metainfo.get("prev_token", "") for sample in data_samples])
         bev = self.compute_bev(inputs, *self._look_up(prev_tokens))
         outputs = self._forward_heads(bev)
         if self.use_history:
@@ -246,6 +260,8 @@ class BEVFormer(BaseModel):
     ) -> Tensor:
         """The one place where BEV features are made; all heads read its result.
 
+        With groups in `task_streams` B is their number times that of the samples, but for the inputs.
+
         Args:
             inputs: as `forward`.
             prev_bev: (B, Q, C), BEV features of the frame before the first one; None: no sample has any.
@@ -260,6 +276,7 @@ class BEVFormer(BaseModel):
         self, inputs: dict[str, Tensor], prev_bev: Tensor | None, known: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The BEV features of the last frame, and the image features they come from."""
+        inputs = self.task_streams.repeat(inputs)
         num_frames = inputs["img"].shape[1]
         if not self.use_history:
             prev_bev = known = None
@@ -306,9 +323,9 @@ class BEVFormer(BaseModel):
     def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
         outputs: dict[str, Any] = {"bev": bev}
         if self.box_head is not None and self._runs(DETECTION_TASKS):
-            outputs["boxes"] = self.box_head(bev)
+            outputs["boxes"] = self.box_head(self.task_streams.rows(bev, "cls"))
         if self.seg_head is not None and self._runs(SEGMENTATION_TASKS):
-            outputs["seg_logits"] = self.seg_head(bev)
+            outputs["seg_logits"] = self.seg_head(self.task_streams.rows(bev, "seg"))
         return outputs
 
     def _runs(self, tasks: Sequence[str]) -> bool:
@@ -352,7 +369,7 @@ class BEVFormer(BaseModel):
 
     def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
         images = inputs["img"]
-        cams = self.bev_encoder.num_cams
+        cams = self._num_cams
         if images.dim() != 6 or images.shape[2] != cams or images.shape[3] != 3:
             raise ValueError(
                 f"inputs['img'] must be (B, F, N = {cams} cameras, 3, H, W), got {tuple(images.shape)}. Check the "

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from perception.balancing import TaskStreams
 from perception.evaluation.gathered_metric import GatheredMetric
 from perception.models.task_losses import group_losses
 
@@ -33,6 +34,7 @@ class GroupedToyModel(BaseModel):
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, 1) for task in self.task_names})
         self.double()
+        self.task_streams = TaskStreams()
         self._only: tuple[str, ...] = self.task_names
 
     @contextmanager
@@ -45,8 +47,10 @@ class GroupedToyModel(BaseModel):
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
         x = torch.stack(list(inputs)).to(self.heads["cls"].weight.dtype)
-        features = self.trunk(x)
-        outputs = {task: self.heads[task](features)[:, 0] for task in self._only}
+        features = self.trunk(self.task_streams.repeat({"x": x})["x"])
+        outputs = {
+            task: self.heads[task](self.task_streams.rows(features, task))[:, 0] for task in self._only
+        }
         if mode == "predict":
             results = [sample.new() for sample in data_samples]
             for task, values in outputs.items():
