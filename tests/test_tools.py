@@ -41,3 +41,13 @@ def test_others_are_the_command_line(monkeypatch, script, tmp_path, capsys):
         run(monkeypatch, script, tmp_path / "none.py", *(["--out", tmp_path] * (script != "train.py"))) == 2
     )
     assert "perception: error: " in capsys.readouterr().err
+
+
+def test_digits_result_names_neither_machine_nor_path(monkeypatch, tmp_path):
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    words = ["--methods", "sum", "--seeds", "1", "--epochs", "1", "--out", tmp_path]
+    assert run(monkeypatch, "bench_digits.py", *words) == 0
+    result = json.loads((tmp_path / "digits.json").read_text())
+    assert result["command"] == "python tools/bench_digits.py --methods sum --seeds 1 --epochs 1"
+    assert set(result["hardware"]) == {"cpu", "threads", "python", "packages"}
+    assert run(monkeypatch, "bench_digits.py", "--methods", "summ") == 2

@@ -44,7 +44,10 @@ def main() -> int:
     if problems:
         parser.error("; ".join(f"{name}: {why}" for name, why in problems.items()))
     use_one_thread()
-    command = f"python tools/bench_digits.py {' '.join(sys.argv[1:])}".strip()
+    # Without --out, which says where and not what: the result can then be published.
+    chosen = {"methods": args.methods, "seeds": args.seeds, "epochs": args.epochs}
+    options = [f" --{key} {value}" for key, value in chosen.items() if value != parser.get_default(key)]
+    command = "python tools/bench_digits.py" + "".join(options)
     result = run_digits_benchmark(
         methods, num_seeds=args.seeds, out=args.out, settings=settings, command=command
     )

@@ -10,8 +10,8 @@ import torch
 
 from perception.balancing import balancer_names
 from perception.balancing.build import Spec
+from perception.engine.digits_table import describe_runs, digits_page, score_runs
 from perception.engine.digits_training import (
-    LOWER_IS_BETTER,
     METRICS,
     TASKS,
     DigitsNet,
@@ -20,8 +20,6 @@ from perception.engine.digits_training import (
     train_digits,
 )
 from perception.engine.run_folder import describe_environment, to_plain
-from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
-from perception.evaluation import acc_mtl, delta_m
 from perception.utils import Progress, did_you_mean, read_json, write_bytes_atomic, write_json_atomic
 
 RESULT_FILE = "digits.json"
@@ -140,18 +138,18 @@ def run_digits_benchmark(
     runs.progress.close()
     result = {
         "command": command,
-        "hardware": describe_environment(),
+        "hardware": _hardware(),
         "settings": asdict(settings),
         "seeds": list(seeds),
-        "single": {task: _describe(singles[task]) for task in TASKS},
-        "methods": {name: _score(found, singles) for name, found in finished.items() if found},
+        "single": {task: describe_runs(singles[task]) for task in TASKS},
+        "methods": {name: score_runs(found, singles) for name, found in finished.items() if found},
         "left_out": left_out,
         "failed": runs.failed,
         "cpu_seconds": round(runs.cpu_seconds, 1),
     }
     result = to_plain(result)
     write_json_atomic(Path(out) / RESULT_FILE, result)
-    write_bytes_atomic(Path(out) / TABLE_FILE, digits_table(result).encode())
+    write_bytes_atomic(Path(out) / TABLE_FILE, digits_page(result).encode())
     return result
 
 
@@ -202,71 +200,11 @@ class _Runs:
         return found
 
 
-def _by_task(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    return {task: {METRICS[task]: metrics[METRICS[task]]} for task in TASKS}
-
-
-def _describe(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    means = metrics_over_seeds([run["metrics"] for run in runs.values()])
-    return {
-        "seeds": list(runs),
-        "metrics": {name: mean.as_json() for name, mean in means.items()},
-        "cpu_seconds": over_seeds(run["cpu_seconds"] for run in runs.values()).as_json(),
-        "runs": {str(seed): run["metrics"] for seed, run in runs.items()},
-    }
-
-
-def _score(
-    runs: Mapping[int, Mapping[str, Any]], singles: Mapping[str, Mapping[int, Mapping[str, Any]]]
-) -> dict[str, Any]:
-    baseline = {
-        task: {METRICS[task]: fmean(run["metrics"][METRICS[task]] for run in singles[task].values())}
-        for task in TASKS
-    }
-    drops = [
-        delta_m(_by_task(run["metrics"]), baseline, lower_is_better=LOWER_IS_BETTER) for run in runs.values()
-    ]
-    accuracies = [acc_mtl(_by_task(run["metrics"]), lower_is_better=LOWER_IS_BETTER) for run in runs.values()]
-    shares = [run["conflict_share"] for run in runs.values() if run["conflict_share"] is not None]
-    return {
-        **_describe(runs),
-        "delta_m_drop": over_seeds(drops).as_json(),
-        "delta_m_gain": over_seeds(-drop for drop in drops).as_json(),
-        "acc_mtl": over_seeds(accuracies).as_json(),
-        "conflict_share": over_seeds(shares).as_json() if shares else None,
-    }
-
-
-def digits_table(result: Mapping[str, Any]) -> str:
-    """The Markdown page of a result, best Δm first."""
-    columns = list(METRICS.values())
-    single = {name: row["metrics"][name] for row in result["single"].values() for name in row["metrics"]}
-    rows = [["single-task", *(_text(single[name]) for name in columns), "", "", "", ""]]
-    ranked = sorted(result["methods"].items(), key=lambda item: item[1]["delta_m_drop"]["mean"])
-    for name, row in ranked:
-        cells = [_text(row["metrics"][column]) for column in columns]
-        cells += [
-            _text(row["delta_m_drop"], 2, 100.0),
-            _text(row["acc_mtl"]),
-            _text(row["conflict_share"], 3),
-        ]
-        rows.append([name, *cells, _text(row["cpu_seconds"], 1)])
-    header = ["method", *columns, "Δm % (drop)", "Acc_MTL", "conflict share", "CPU s"]
-    text = (
-        f"Overlaid digits, test split; mean ± standard error over {len(result['seeds'])} seeds. Δm as MCLGS prints it:"
-        " below 0 is better than the single-task runs; the gain convention is its negative. Its error leaves out that"
-        f" of the single-task means. {result['cpu_seconds']:.0f} s CPU in all.\n\n{markdown_table(header, rows)}\n"
-    )
-    for title in ("left_out", "failed"):
-        for name, why in result[title].items():
-            text += f"\n{title.replace('_', ' ')}: {name}: {why}\n"
-    return text
-
-
-def _text(number: Mapping[str, Any] | None, decimals: int = 4, scale: float = 1.0) -> str:
-    if number is None:
-        return ""
-    return SeedMean(number["mean"], number["standard_error"], number["num_seeds"]).text(decimals, scale)
+def _hardware() -> dict[str, Any]:
+    """What the results depend on; of the machine no name and no path, so that the file can be published."""
+    found = describe_environment()
+    packages = {name: found["packages"][name] for name in ("torch", "torchjd", "numpy", "mmengine")}
+    return {**{key: found[key] for key in ("cpu", "threads", "python")}, "packages": packages}
 
 
 def use_one_thread() -> None:
