@@ -212,7 +212,7 @@ class BEVEncoder(nn.Module):
         )
         if focused_init:
             self._shrink_embeddings()
-        centres = torch.from_numpy(self.grid.centres()).reshape(-1, 2)
+        centres = torch.tensor(self.grid.centres()).reshape(-1, 2)
         corner, extent = torch.tensor(pc_range[:2]), torch.tensor(self.grid.extent[:2])
         self.register_buffer(
             "ref_2d", ((centres - corner) / extent).float(), persistent=False

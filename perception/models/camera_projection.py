@@ -37,7 +37,7 @@ def pillar_points(grid: BEVGrid, num_points: int) -> Tensor:
     Returns:
         (Q, D, 3), LiDAR frame, metres.
     """
-    centres = torch.from_numpy(grid.centres()).reshape(-1, 1, 2).expand(-1, num_points, -1)  # (Q, D, 2)
+    centres = torch.tensor(grid.centres()).reshape(-1, 1, 2).expand(-1, num_points, -1)  # (Q, D, 2)
     heights = grid.pc_range[2] + torch.linspace(0.5, grid.extent[2] - 0.5, num_points, dtype=torch.float64)
     heights = heights.reshape(1, -1, 1).expand(len(centres), -1, -1)
     return torch.cat([centres, heights], dim=-1).float()

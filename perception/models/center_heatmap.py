@@ -53,7 +53,7 @@ class CenterHeatmap(nn.Module):
         self.classify = nn.Linear(embed_dims, num_classes)
         nn.init.constant_(self.classify.bias, -4.59511985)  # prior probability 0.01
         self.focal_loss = GaussianFocalLoss(reduction="sum", loss_weight=loss_weight)
-        self.register_buffer("centres", torch.from_numpy(self.grid.centres()).float(), persistent=False)
+        self.register_buffer("centres", torch.tensor(self.grid.centres()).float(), persistent=False)
         self.centres: Tensor
 
     def loss(self, bev: Tensor, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:

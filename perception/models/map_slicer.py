@@ -27,7 +27,7 @@ class MapSlicer(nn.Module):
     ) -> None:
         super().__init__()
         self.bev_grid = bev_grid
-        centres = torch.from_numpy(map_grid.centres())  # (rows, columns, 2), metres
+        centres = torch.tensor(map_grid.centres())  # (rows, columns, 2), metres
         if divisors is None:
             low, extent = (torch.tensor(pair[:2]).double() for pair in (bev_grid.pc_range, bev_grid.extent))
             locations = 2 * (centres - low) / extent - 1

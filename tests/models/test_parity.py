@@ -6,19 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from perception.checkpoint.upstream import convert_code, convert_state, official_to_ours
 from perception.models.box_head import BoxTargets
 from perception.models.history import rotate_bev
 from perception.models.seg_encode import SegEncode
+from perception.registry import MODELS
 from perception.structures import BEVGrid
-from tests.models.parity_fixtures import (
-    convert_boxes,
-    convert_code,
-    convert_state,
-    load,
-    read_arrays,
-    rename,
-    require,
-)
+from tests.models.official_configs import convert_model_config
+from tests.models.parity_fixtures import convert_boxes, load, read_arrays, require
 
 FIXTURES = ["a_nohist_20x20", "b_hist_20x20", "b_hist_16x24_asym", "c_recurrent_3frames", "d_4level_20x20"]
 
@@ -128,30 +123,24 @@ def test_segmentation_decoder():
         k.removeprefix("state_dict/"): v for k, v in arrays.items() if "dict/pts_bbox_head.seg_d" in k
     }
     decoder = SegEncode(in_channels=32, num_classes=4).eval()
-    decoder.load_state_dict({rename(k).removeprefix("seg_head.seg_encode."): v for k, v in official.items()})
+    decoder.load_state_dict(
+        {official_to_ours(k).removeprefix("seg_head.seg_encode."): v for k, v in official.items()}
+    )
     near(decoder(arrays["outputs/seg/bev_cropped"]), arrays["outputs/head/seg_preds"], 5e-5)
 
 
-@pytest.mark.parametrize("name", ["bevformer_tiny", "binze_small_seg_det_r50_nodcn"])
+LISTS = ["bevformer_tiny", "bevformer_small", "bevformer_base", "binze_small_seg_det_r101dcn",
+         "binze_small_seg_det_r50_nodcn"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
 def test_parameter_names_and_shapes_map_one_to_one(name):
-    from mmdet.models.backbones import ResNet
-    from mmdet.models.necks import FPN
-
-    from perception.models import BEVEncoder, BEVFormer, BoxHead, SegHead
-
     info = json.loads(require(f"params/{name}.json").read_text())
-    size = 50 if "tiny" in name else 150
-    grid = {"pc_range": (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), "bev_h": size, "bev_w": size}
-    model = BEVFormer(
-        img_backbone={"type": ResNet, "depth": 50, "out_indices": (3,), "frozen_stages": 1,
-                      "norm_cfg": {"type": "BN", "requires_grad": False}},
-        img_neck={"type": FPN, "in_channels": [2048], "out_channels": 256, "num_outs": 1},
-        bev_encoder={"type": BEVEncoder, **grid},
-        box_head={"type": BoxHead, **grid},
-        seg_head={"type": SegHead, **grid} if "seg" in name else None,
-    )  # fmt: skip
+    with torch.device("meta"):
+        model = MODELS.build(convert_model_config(info["model_config"]))
     ours = {key: list(value.shape) for key, value in model.state_dict().items()}
-    official = {rename(key): value["shape"] for key, value in info["tensors"].items()}
+    official = {official_to_ours(key): value["shape"] for key, value in info["tensors"].items()}
     assert ours == official
+    assert len(official) == len(info["tensors"])
     assert sum(p.numel() for p in model.parameters()) == info["params_total"]
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == info["params_requires_grad"]
