@@ -1,7 +1,8 @@
 """Short config names: ``bevformer_nano`` for ``bevformer_nano_r18_det-seg_1xb1_4e_nuscenes-synthetic.py``.
 
 File names follow ``<model>_<backbone>_<tasks>_<gpus>xb<batch>_<schedule>_<dataset>.py``. The short name is the model,
-followed by ``_<tasks>`` when the tasks are not ``det-seg``; two files with one short name need ``_<dataset>`` more.
+followed by ``_<tasks>`` when the tasks are not ``det-seg``; two files with one short name need ``_<dataset>`` more. A
+model that has one config only is found by its bare name too: ``bevformer_official_tiny``.
 """
 
 import os
@@ -124,7 +125,13 @@ def find_config(name: str | Path) -> Path:
         raise ConfigError(f"The config file {text!r} does not exist.{hint}")
     stem = as_path.name.removesuffix(".py")
     known = list_configs()
-    for key in (lambda c: c.path.stem, lambda c: c.short, lambda c: f"{c.short}_{c.dataset}"):
+    keys = (
+        lambda c: c.path.stem,
+        lambda c: c.short,
+        lambda c: f"{c.short}_{c.dataset}",
+        lambda c: c.model,
+    )
+    for key in keys:
         matches = [config for config in known if key(config) == stem]
         if len(matches) == 1:
             return matches[0].path

@@ -33,6 +33,10 @@ def test_short_names_are_unique_and_found():
         assert find_config(config.path.stem) == config.path
 
 
+def test_a_model_with_one_config_is_found_by_its_bare_name():
+    assert find_config("bevformer_official_tiny") == find_config("bevformer_official_tiny_det")
+
+
 def test_unknown_short_name_proposes_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'bevformer_nano'"):
         find_config("bevformer_nanno")

@@ -1,5 +1,8 @@
 """The model configs build, and are as large as their docstrings say."""
 
+import json
+import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from perception.config import list_configs, load_config
 from perception.registry import MODELS
 from tests.models.small import collate, make_item
+from tests.parity import require
 
 FOLDER = Path(__file__).parents[2] / "configs" / "_base_" / "models"
 
@@ -24,15 +28,61 @@ def sizes(model):
     return tuple(sum(value.numel() for value in group) for group in (parameters.values(), trained, buffers))
 
 
+@cache
+def sizes_of(name):
+    return sizes(build(name))
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_the_docstring_says_how_large_the_model_is(name):
-    total, trained, buffers = sizes(build(name))
+    total, trained, buffers = sizes_of(name)
     text = " ".join((FOLDER / f"{name}.py").read_text().split())
     assert f"{total:,} parameters, {trained:,} of them trained, {buffers:,} values in buffers" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("bevformer_official_tiny", "bevformer_tiny"),
+        ("bevformer_official_small", "bevformer_small"),
+        ("bevformer_official_base", "bevformer_base"),
+        ("bevformer_small", "binze_small_seg_det_r50_nodcn"),
+    ],
+)
+def test_as_large_as_the_official_code_builds_it(name, official):
+    info = json.loads(require(f"params/{official}.json").read_text())
+    total, trained, buffers = sizes_of(name)
+    assert (total, trained) == (info["params_total"], info["params_requires_grad"])
+    shapes = [tensor["shape"] for tensor in info["tensors"].values() if tensor["kind"] != "param"]
+    assert buffers == sum(math.prod(shape) for shape in shapes)
+
+
+@pytest.mark.parametrize("name", ["bevformer_official_small", "bevformer_official_base"])
+def test_official_structures_train_at_a_reduced_width(name):
+    torch.manual_seed(0)
+    model = load_config(name).model
+    grid = dict(bev_h=10, bev_w=10, embed_dims=32)
+    model.img_backbone.update(depth=50, base_channels=4)
+    model.img_neck.update(in_channels=[size // 16 for size in model.img_neck.in_channels], out_channels=32)
+    model.bev_encoder.update(num_layers=2, **grid)
+    model.box_head.update(num_query=20, num_layers=2, **grid)
+    model.upstream_compat.update(rotate_center=(5.0, 5.0))
+    detector = MODELS.build(model).train()
+    batch = detector.data_preprocessor(collate([make_item(1), make_item(2)]), True)
+    assert batch["inputs"]["img"].shape[-2:] == (64, 96)  # 60 rows, padded
+    losses, _ = detector.parse_losses(detector(**batch, mode="loss"))
+    assert losses.present == (True, True, True)
+    sum(losses.values()).backward()
+    missing = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert detector.img_backbone.layer4[0].conv2.conv_offset.weight.grad.isfinite().all()
+    with torch.no_grad():
+        result = detector.eval()(**batch, mode="predict")[0]
+    assert len(result.pred_instances_3d.scores_3d) > 0
+
+
 def test_bevformer_small_is_the_papers():
-    assert sizes(build("bevformer_small"))[:2] == (43_866_761, 43_591_231)  # the paper: 43.9 million
+    assert sizes_of("bevformer_small")[:2] == (43_866_761, 43_591_231)  # the paper: 43.9 million
     small = load_config("bevformer_small")
     assert small.model.bev_encoder.num_layers == 3
     assert (small.model.box_head.num_layers, small.model.box_head.num_query) == (6, 900)

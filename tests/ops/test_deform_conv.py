@@ -1,3 +1,6 @@
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,8 @@ import torch.nn.functional as F
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack, deform_conv2d, modulated_deform_conv2d
 from scipy.ndimage import map_coordinates
 from torch.autograd import gradcheck
+
+from perception.ops.mmcv_ext import deform_conv
 
 SETTINGS = dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, deform_groups=2)
 PLAIN = list(SETTINGS.values())[:4]  # as a convolution without offsets takes them
@@ -78,3 +83,76 @@ def test_layers_train(layer):
     module(torch.randn(2, 4, 6, 7)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
     assert module.conv_offset.weight.grad.abs().max() > 0
+
+
+@pytest.fixture
+def as_torchvision(monkeypatch):
+    """Puts a function in the place of torchvision's operator, which most machines of this project don't have."""
+
+    def put(function):
+        module = types.ModuleType("torchvision.ops")
+        module.deform_conv2d = function
+        monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+        monkeypatch.setitem(sys.modules, "torchvision.ops", module)
+        deform_conv.torchvision_op.cache_clear()
+
+    yield put
+    deform_conv.torchvision_op.cache_clear()
+
+
+def torchvisions_order(input, offset, weight, bias, stride, padding, dilation, mask):
+    """The definition under torchvision's signature."""
+    groups = input.shape[1] // weight.shape[1]
+    kernel = tuple(weight.shape[2:])
+    deform_groups = offset.shape[1] // (2 * kernel[0] * kernel[1])
+    geometry = deform_conv.ConvGeometry(
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        deform_groups=deform_groups,
+    )
+    return deform_conv.reference_deformable_conv2d(input, offset, mask, weight, bias, geometry)
+
+
+def test_an_operator_that_agrees_is_used(as_torchvision):
+    calls = []
+
+    def native(*arguments):
+        calls.append(arguments[0].dtype)
+        return torchvisions_order(*arguments)
+
+    as_torchvision(native)
+    inputs = [x.requires_grad_() for x in make_inputs()]
+    np.testing.assert_allclose(
+        run(*inputs).detach().numpy(), naive(*(x.detach().numpy() for x in inputs)), atol=1e-10
+    )
+    assert calls == [torch.float32, torch.float64]  # once to compare, then ours
+    assert gradcheck(run, inputs, fast_mode=True)
+    out = run(*(x.detach().bfloat16() for x in inputs))
+    assert out.dtype == torch.bfloat16
+    assert calls[-1] == torch.float32
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError])
+def test_an_operator_that_fails_is_not_used(as_torchvision, error):
+    def native(*arguments):
+        raise error("no kernel")
+
+    as_torchvision(native)
+    inputs = make_inputs()
+    np.testing.assert_allclose(run(*inputs).numpy(), naive(*(x.numpy() for x in inputs)), atol=1e-10)
+
+
+def test_an_operator_that_differs_is_not_used(as_torchvision):
+    as_torchvision(lambda *arguments: torchvisions_order(*arguments) + 1)
+    inputs = make_inputs()
+    np.testing.assert_allclose(run(*inputs).numpy(), naive(*(x.numpy() for x in inputs)), atol=1e-10)
+
+
+def test_torchvisions_own_operator():
+    if deform_conv.torchvision_op("cpu") is None:
+        pytest.skip("torchvision can't be loaded here")
+    inputs = make_inputs()
+    np.testing.assert_allclose(run(*inputs).numpy(), naive(*(x.numpy() for x in inputs)), atol=1e-10)

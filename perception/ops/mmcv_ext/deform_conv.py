@@ -1,15 +1,23 @@
 """``modulated_deform_conv_*`` (DCN v2) and ``deform_conv_*`` (DCN v1) of ``mmcv._ext``.
 
+torchvision's operator does the work where it can be loaded, has a kernel for the device and agrees with ours; plain
+torch everywhere else. (Where mmcv is compiled, its own operators are used and this module is not.)
+
 Legend: B batch, C and O channels in and out, K = kernel_h * kernel_w taps, G deformable groups, h x w the
 output's size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perception.utils import get_logger
+
+_Op = Callable[..., Tensor]
 _Keys = tuple[tuple[str, str], tuple[str, str], tuple[str, str]]
 # What mmcv calls (vertical, horizontal) stride, padding and dilation in either version.
 _V1_KEYS: _Keys = (("dH", "dW"), ("padH", "padW"), ("dilationH", "dilationW"))
@@ -28,7 +36,7 @@ class ConvGeometry:
     deform_groups: int
 
 
-def deformable_conv2d(
+def reference_deformable_conv2d(
     image: Tensor,
     offset: Tensor,
     mask: Tensor | None,
@@ -36,7 +44,7 @@ def deformable_conv2d(
     bias: Tensor | None,
     geometry: ConvGeometry,
 ) -> Tensor:
-    """Convolution whose taps are moved by offset and scaled by mask; differentiable in every tensor.
+    """Convolution whose taps are moved by offset and scaled by mask, in plain torch; differentiable in every tensor.
 
     Source: Zhu et al., Deformable ConvNets v2 (2019), eq. 1; without a mask Dai et al., v1 (2017), eq. 2.
 
@@ -80,6 +88,76 @@ def deformable_conv2d(
         groups=geometry.groups,
     )
     return out
+
+
+def deformable_conv2d(
+    image: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+) -> Tensor:
+    """As `reference_deformable_conv2d`, by torchvision's operator where it works on this device."""
+    native = torchvision_op(image.device.type)
+    if native is None:
+        return reference_deformable_conv2d(image, offset, mask, weight, bias, geometry)
+    return _call(native, image, offset, mask, weight, bias, geometry)
+
+
+@cache
+def torchvision_op(device: str) -> _Op | None:
+    """`torchvision.ops.deform_conv2d`, or None where it can't be loaded, has no kernel or differs from ours.
+
+    It is imported here, at the first use: a wheel that does not fit the installed torch fails in many ways.
+
+    Args:
+        device: type of the tensors' device, "cpu" or "cuda".
+    """
+    try:
+        from torchvision.ops import deform_conv2d
+
+        generator = torch.Generator().manual_seed(0)
+        image, offset, mask, weight = (
+            torch.randn(shape, generator=generator).to(device)
+            for shape in ((1, 4, 6, 5), (1, 18, 3, 3), (1, 9, 3, 3), (6, 4, 3, 3))
+        )
+        geometry = ConvGeometry(
+            kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1, deform_groups=1
+        )
+        arguments = (image, offset, mask.sigmoid(), weight, None, geometry)
+        error = (_call(deform_conv2d, *arguments) - reference_deformable_conv2d(*arguments)).abs().max()
+    except (ImportError, OSError, RuntimeError, AttributeError, NotImplementedError) as reason:
+        get_logger(__name__).debug("deformable convolutions on %s run in plain torch: %s", device, reason)
+        return None
+    if float(error) > 1e-2:  # TF32 convolutions err by some 1e-3
+        get_logger(__name__).warning(
+            "torchvision's deform_conv2d on %s differs from the definition by %g; plain torch is used",
+            device,
+            error,
+        )
+        return None
+    return deform_conv2d
+
+
+def _call(
+    native: _Op,
+    image: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+) -> Tensor:
+    dtype = image.dtype
+    if dtype not in (
+        torch.float32,
+        torch.float64,
+    ):  # there is no bfloat16 kernel, and on CPUs none for halves
+        image, offset, weight = image.float(), offset.float(), weight.float()
+        mask, bias = (None if x is None else x.float() for x in (mask, bias))
+    settings = (geometry.stride, geometry.padding, geometry.dilation)
+    return native(image, offset, weight, bias, *settings, mask).to(dtype)
 
 
 def _backward(
