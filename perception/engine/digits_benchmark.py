@@ -75,7 +75,7 @@ def check_digits_methods(names: Iterable[str], settings: DigitsSettings) -> dict
     """
     problems = {}
     for name in names:
-        spec = digits_spec(name, dict.fromkeys(TASKS, 0.5), layers=["trunk.1"])
+        spec = digits_spec(name, dict.fromkeys(TASKS, 0.5), layers=["trunk.1.0"])
         try:
             make_wrapper(DigitsNet(width=settings.width), spec, settings)
         except (ValueError, TypeError) as error:

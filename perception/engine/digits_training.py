@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.balancing import SharedFeatures, TaskLosses, build_balancer
+from perception.balancing import SharedFeatures, TaskLosses, TaskStreams, build_balancer
 from perception.balancing.build import Spec
 from perception.engine.digits_data import CANVAS, DigitPairs, load_digit_pairs
 from perception.engine.optim_wrapper import BalancedOptimWrapper
@@ -70,8 +70,8 @@ class DigitsResult:
 class DigitsNet(BaseModel):
     """A trunk of one narrow code, two classifiers and a decoder, which compete for the code.
 
-    It has what models of `perception.models` offer to balancing: `only_tasks`, `trunk_names` and `shared_features`. Its
-    groups of tasks are the single tasks. The trunk has batch norms, which connection strength copies per task.
+    It offers to balancing what models of `perception.models` do. Its groups of tasks are the single tasks. The trunk
+    has batch norms, which connection strength copies per task.
 
     Args:
         width: length of the code.
@@ -79,20 +79,18 @@ class DigitsNet(BaseModel):
     """
 
     trunk_names = ("trunk",)
+    stitch_stages = ("trunk.1", "trunk.2")
 
     def __init__(self, *, width: int, tasks: Sequence[str] = TASKS) -> None:
         super().__init__()
         self.task_names = tuple(tasks)
         self.kpi_metrics = {task: (METRICS[task],) for task in tasks}
-        layers: list[nn.Module] = [nn.Flatten()]
-        for size, next_size in ((CANVAS**2, 128), (128, width)):
-            # A bias would have no gradient but rounding errors, since the norm takes the mean away.
-            layers += [nn.Linear(size, next_size, bias=False), nn.BatchNorm1d(next_size), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers)
+        self.trunk = nn.Sequential(nn.Flatten(), _stage(CANVAS**2, 128), _stage(128, width))
         self.heads = nn.ModuleDict(
             {task: nn.Linear(width, CANVAS**2 if task == "recon" else 10) for task in tasks}
         )
         self.shared_features = SharedFeatures()
+        self.task_streams = TaskStreams()
         self._only = self.task_names
 
     @contextmanager
@@ -114,8 +112,8 @@ class DigitsNet(BaseModel):
             mode: "loss" for cross-entropies and a mean squared error, "predict" for the outputs as one data element
                 of the whole batch, "tensor" for the outputs as a dict.
         """
-        (code,) = self.shared_features(self.trunk(images))
-        outputs = {task: self.heads[task](code) for task in self._only}
+        (code,) = self.shared_features(self.trunk(self.task_streams.repeat({"images": images})["images"]))
+        outputs = {task: self.heads[task](self.task_streams.rows(code, task)) for task in self._only}
         if mode == "predict":
             return [BaseDataElement(**outputs)]
         if mode != "loss":
@@ -131,6 +129,13 @@ class DigitsNet(BaseModel):
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[TaskLosses, Any]:
         """See `group_losses`."""
         return group_losses(losses, self.task_names)
+
+
+def _stage(num_inputs: int, num_outputs: int) -> nn.Sequential:
+    # A bias would have no gradient but rounding errors, since the norm takes the mean away.
+    return nn.Sequential(
+        nn.Linear(num_inputs, num_outputs, bias=False), nn.BatchNorm1d(num_outputs), nn.ReLU()
+    )
 
 
 def make_wrapper(

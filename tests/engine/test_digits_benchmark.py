@@ -100,7 +100,7 @@ def test_every_method_is_checked_before_training(tmp_path: Path) -> None:
     assert check_digits_methods(balancer_names(), TINY) == {}
 
 
-@pytest.mark.parametrize("method", ["connection_strength", "recon"])
+@pytest.mark.parametrize("method", ["connection_strength", "recon", "cross_stitch"])
 def test_methods_that_change_the_network(tmp_path: Path, method: str) -> None:
     result = run_digits_benchmark([method], num_seeds=1, out=tmp_path, settings=TINY, say=lambda _: None)
     assert not result["failed"]
@@ -117,7 +117,7 @@ def test_recons_first_run_trains_as_the_plain_sum() -> None:
         train_digits(spec, seed=0, settings=TINY)
         for spec in ({"name": "recon_scores", "num_layers": 4}, "sum")
     )
-    assert set(scores.recon_layers) == {"trunk.1", "trunk.2", "trunk.4", "trunk.5"}
+    assert set(scores.recon_layers) == {"trunk.1.0", "trunk.1.1", "trunk.2.0", "trunk.2.1"}
     for name, value in plain.metrics.items():
         assert scores.metrics[name] == pytest.approx(value, rel=1e-4)
 
@@ -125,9 +125,9 @@ def test_recons_first_run_trains_as_the_plain_sum() -> None:
 def test_each_task_is_scored_by_its_own_copies() -> None:
     settings = DigitsSettings(epochs=1, num_train=128, num_eval=64, width=8)
     net = DigitsNet(width=8)
-    model, wrapper = make_wrapper(net, {"name": "recon", "layers": ["trunk.4"]}, settings)
+    model, wrapper = make_wrapper(net, {"name": "recon", "layers": ["trunk.2.0"]}, settings)
     with torch.no_grad():
-        model.trunk[4]["recon"].weight.zero_()
+        model.trunk[2][0]["recon"].weight.zero_()
     test = load_digit_pairs("test", 64)
     found, before = (score_digits(m, p, test) for m, p in ((model, wrapper.balancer.plan), (net, ())))
     assert found["accuracy_left"] == before["accuracy_left"]
@@ -138,7 +138,9 @@ def test_each_task_is_scored_by_its_own_copies() -> None:
 def test_methods_that_follow_scores_know_that_a_lower_error_is_better() -> None:
     # Else the reconstruction's 0.02 would pass for an accuracy, and the task for far the hardest.
     for name in balancer_names():
-        balancer = build_balancer(digits_spec(name, {"left": 0.9, "right": 0.9, "recon": 0.02}, ["trunk.1"]))
+        balancer = build_balancer(
+            digits_spec(name, {"left": 0.9, "right": 0.9, "recon": 0.02}, ["trunk.1.0"])
+        )
         for component in getattr(balancer, "components", ()):
             if isinstance(component, AchievementWeights | DynamicTaskWeights):
                 (scores,) = [part for part in _parts(component) if isinstance(part, KpiAverage)]
