@@ -1,6 +1,7 @@
 """The base of methods that have groups of tasks beside single ones."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from torch import nn
 
@@ -10,6 +11,17 @@ from perception.balancing.geometric_mean import GeometricMean
 from perception.balancing.gram_weighting import GramWeighting
 from perception.balancing.loss_weighting import LossWeighting
 from perception.balancing.multi_task_balancer import MultiTaskBalancer
+
+
+class GroupedOptions(TypedDict, total=False):
+    """Arguments of `GroupedBalancer`, which classes derived from it hand on."""
+
+    groups: Mapping[str, Sequence[str]] | None
+    combination: GramWeighting | GeometricMean | None
+    weighting: LossWeighting | None
+    scales: Mapping[str, float] | None
+    convention: Convention | None
+    scale_heads: bool | None
 
 
 class GroupedBalancer(MultiTaskBalancer):
@@ -30,12 +42,12 @@ class GroupedBalancer(MultiTaskBalancer):
     def __init__(
         self,
         *,
-        groups: Mapping[str, Sequence[str]] | None,
-        combination: GramWeighting | GeometricMean | None,
-        weighting: LossWeighting | None,
-        scales: Mapping[str, float] | None,
-        convention: Convention | None,
-        scale_heads: bool | None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        combination: GramWeighting | GeometricMean | None = None,
+        weighting: LossWeighting | None = None,
+        scales: Mapping[str, float] | None = None,
+        convention: Convention | None = None,
+        scale_heads: bool | None = None,
     ) -> None:
         stages = () if combination is None else (combination,)
         super().__init__(

@@ -129,13 +129,22 @@ def _nested(kind: str, spec: Any) -> Any:
     return _make(methods[name], name, arguments)
 
 
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """A method's arguments; with `**options` those of its class's base too."""
+    found = dict(inspect.signature(target).parameters)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values()):
+        found = {key: value for key, value in found.items() if value.kind is not value.VAR_KEYWORD}
+        found = {**found, **_parameters(target.__base__)}
+    return found
+
+
 def _allowed(method: Method) -> list[str]:
-    return [key for key in inspect.signature(method.load()).parameters if key not in _NOT_FROM_CONFIGS]
+    return [key for key in _parameters(method.load()) if key not in _NOT_FROM_CONFIGS]
 
 
 def _make(method: Method, name: str, arguments: Mapping[str, Any]) -> Any:
     target = method.load()
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
     nested = dict(method.nested)
     allowed = _allowed(method)
     for key in arguments:

@@ -1,18 +1,14 @@
 """Cross-stitch as a training: a trunk per group of tasks, mixed after each stage, by any balancer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from perception.balancing._grouped_balancer import GroupedBalancer
-from perception.balancing.component import Convention
+from perception.balancing._grouped_balancer import GroupedBalancer, GroupedOptions
 from perception.balancing.cross_stitch import CrossStitchUnit, stitch_trunk, stitch_units
-from perception.balancing.geometric_mean import GeometricMean
-from perception.balancing.gram_weighting import GramWeighting
-from perception.balancing.loss_weighting import LossWeighting
 
 
 class CrossStitch(GroupedBalancer):
@@ -30,17 +26,12 @@ class CrossStitch(GroupedBalancer):
     `decay_mult=0` a weight decay pulls them to 0.
 
     Args:
-        groups: name of each trunk → the tasks that read it; by default the model's `task_groups`, or each task alone.
         stages: modules of the trunk after which the groups are mixed; by default the model's `stitch_stages`, else
             the trunk's modules.
         trunk: submodules of which each group has its own; by default the model's `trunk_names`.
         own: initial weight of a group's own map, in 0..1; 1: separate networks at the start.
         per_channel: one mixture per channel instead of one per map.
-        combination: a Gram method or the geometric mean to train with; None is the sum.
-        weighting: as in `MultiTaskBalancer`.
-        scales: as in `MultiTaskBalancer`.
-        convention: as in `MultiTaskBalancer`.
-        scale_heads: as in `MultiTaskBalancer`.
+        options: `groups` (the tasks that read a trunk) and the others of `GroupedBalancer`.
 
     Raises:
         ValueError: `own` outside 0..1; at `prepare`, a model without streams, stages that can't be stitched, or groups
@@ -58,25 +49,13 @@ class CrossStitch(GroupedBalancer):
     def __init__(
         self,
         *,
-        groups: Mapping[str, Sequence[str]] | None = None,
         stages: Sequence[str] | None = None,
         trunk: Sequence[str] | None = None,
         own: float = 0.9,
         per_channel: bool = False,
-        combination: GramWeighting | GeometricMean | None = None,
-        weighting: LossWeighting | None = None,
-        scales: Mapping[str, float] | None = None,
-        convention: Convention | None = None,
-        scale_heads: bool | None = None,
+        **options: Unpack[GroupedOptions],
     ) -> None:
-        super().__init__(
-            groups=groups,
-            combination=combination,
-            weighting=weighting,
-            scales=scales,
-            convention=convention,
-            scale_heads=scale_heads,
-        )
+        super().__init__(**options)
         CrossStitchUnit(tasks=("a", "b"), own=own)  # checks it
         self.stages = stages
         self.trunk = None if trunk is None else tuple(trunk)

@@ -1,23 +1,17 @@
 """Recon as two runs: a training that scores layers, and one of the network in which the worst of them are split."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from perception.balancing._grouped_balancer import GroupedBalancer
-from perception.balancing.component import Convention
-from perception.balancing.geometric_mean import GeometricMean
-from perception.balancing.gram_weighting import GramWeighting
-from perception.balancing.loss_weighting import LossWeighting
+from perception.balancing._grouped_balancer import GroupedBalancer, GroupedOptions
 from perception.balancing.recon import LayerConflicts, shared_layers
 from perception.balancing.split_layers import split_layers
 from perception.balancing.task_copies import task_copies
 from perception.balancing.task_gradients import TaskGradients
 from perception.utils import name_some
-
-Stage = GramWeighting | GeometricMean
 
 
 class ReconScores(GroupedBalancer):
@@ -29,13 +23,8 @@ class ReconScores(GroupedBalancer):
     Args:
         num_layers: how many layers the report names. Released: 40 for SegNet on Cityscapes, 15 for MTAN on NYUv2.
         threshold: S; a pair conflicts if its cosine is below. Released: 0.0 and −0.02.
-        groups: name → tasks whose gradients are added up; by default the model's `task_groups`, or each task alone.
         trunk: submodules whose layers are candidates; by default the model's `trunk_names`; none means all.
-        combination: a Gram method or the geometric mean to train with; None is the sum.
-        weighting: as in `MultiTaskBalancer`.
-        scales: as in `MultiTaskBalancer`.
-        convention: as in `MultiTaskBalancer`.
-        scale_heads: as in `MultiTaskBalancer`.
+        options: `groups` (the tasks whose gradients are added up) and the others of `GroupedBalancer`.
 
     Raises:
         ValueError: a threshold or a number of layers outside its range; at `adopt`, no trainable layer.
@@ -53,22 +42,10 @@ class ReconScores(GroupedBalancer):
         *,
         num_layers: int = 15,
         threshold: float = 0.0,
-        groups: Mapping[str, Sequence[str]] | None = None,
         trunk: Sequence[str] | None = None,
-        combination: Stage | None = None,
-        weighting: LossWeighting | None = None,
-        scales: Mapping[str, float] | None = None,
-        convention: Convention | None = None,
-        scale_heads: bool | None = None,
+        **options: Unpack[GroupedOptions],
     ) -> None:
-        super().__init__(
-            groups=groups,
-            combination=combination,
-            weighting=weighting,
-            scales=scales,
-            convention=convention,
-            scale_heads=scale_heads,
-        )
+        super().__init__(**options)
         LayerConflicts(layers=("any",), num_tasks=2, threshold=threshold)  # checks it
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}; allowed: 1 or more")
@@ -128,12 +105,7 @@ class Recon(GroupedBalancer):
 
     Args:
         layers: names of the layers to split, as `ReconScores` reports them.
-        groups: name of each copy → the tasks that use it; by default the model's `task_groups`, or each task alone.
-        combination: a Gram method or the geometric mean to train with; None is the sum.
-        weighting: as in `MultiTaskBalancer`.
-        scales: as in `MultiTaskBalancer`.
-        convention: as in `MultiTaskBalancer`.
-        scale_heads: as in `MultiTaskBalancer`.
+        options: `groups` (the tasks that use a copy) and the others of `GroupedBalancer`.
 
     Raises:
         ValueError: no layer; at `prepare`, one that the model lacks, or groups that don't fit its tasks.
@@ -153,21 +125,9 @@ class Recon(GroupedBalancer):
         self,
         *,
         layers: Sequence[str],
-        groups: Mapping[str, Sequence[str]] | None = None,
-        combination: Stage | None = None,
-        weighting: LossWeighting | None = None,
-        scales: Mapping[str, float] | None = None,
-        convention: Convention | None = None,
-        scale_heads: bool | None = None,
+        **options: Unpack[GroupedOptions],
     ) -> None:
-        super().__init__(
-            groups=groups,
-            combination=combination,
-            weighting=weighting,
-            scales=scales,
-            convention=convention,
-            scale_heads=scale_heads,
-        )
+        super().__init__(**options)
         if isinstance(layers, str) or not layers:
             raise ValueError(f"layers must name at least one layer in a sequence, got {layers!r}")
         self.layers = tuple(layers)

@@ -98,6 +98,8 @@ def test_pacing_by_ratio_learns_the_number_of_steps():
         ("pcgrad+pcgrad", "names a method twice"),
         ("pcgrad+geometric", "must be the first stage"),
         ("graddrop+pcgrad", "takes only a loss weighting beside it"),
+        ({"name": "recon", "layers": ["a"], "convension": "sum"}, "Did you mean 'convention'"),
+        ({"name": "recon", "layers": ["a"], "combinations": "pcgrad"}, "Did you mean 'combination'"),
         ({"weighting": "dwa"}, "give a name, or a dict"),
         (3, "balancer is 3; give a name"),
     ],
