@@ -330,7 +330,8 @@ def test_the_demos_config_is_accepted() -> None:
 
 
 def test_compared_with_the_plain_sum(tmp_path: Path) -> None:
-    cfg = grouped_world.config(tmp_path / "base", balancer="sum", **CHANGES)
+    short = {**CHANGES, "train_cfg": dict(by_epoch=False, max_iters=2)}
+    cfg = grouped_world.config(tmp_path / "base", balancer="sum", **short)
     runs = plan_runs(cfg, {"sum": "sum", "cross_stitch": STITCH}, num_seeds=1, work_dir=tmp_path)
     result = compare(runs, work_dir=tmp_path, config="toy", command="", scores={"seg": ["mIoU"]})
     assert set(result["balancers"]) == {"sum", "cross_stitch"}
