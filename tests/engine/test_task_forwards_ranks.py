@@ -1,4 +1,4 @@
-"""Connection strength on two ranks over gloo: the steps of one rank on the joined batch, and an exact resume."""
+"""Methods for groups of tasks on two ranks over gloo: the steps of one rank on the joined batch, an exact resume."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ EQUAL = {
     "train_cfg": {"by_epoch": False, "max_iters": 5, "val_interval": 0},
     "optim_wrapper__optimizer": {"type": "SGD", "lr": 0.02},
     "optim_wrapper__clip_grad": {"max_norm": 3.0},
+}
+STITCH = {
+    "name": "cross_stitch",
+    "groups": grouped_world.GROUPS,
+    "trunk": ["trunk"],
+    "stages": ["trunk.1", "trunk.5"],
+    "combination": "mgda",
 }
 # Batch norms, whose statistics differ between ranks until the end of a step; phases of both kinds.
 MIXED = {
@@ -56,6 +63,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "changes": {**MIXED, "world": "grouped", "resume": True},
         },
     ]
+    stitch = {**EQUAL, "world": "grouped", "balancer": STITCH}
+    jobs.append({"job": "train", "work_dir": f"{folder}/stitch", "changes": stitch})
     launch(jobs)
     return folder
 
@@ -76,6 +85,15 @@ def test_steps_equal_one_rank_on_the_joined_batch(two: Path, tmp_path: Path, pha
         assert first["balance"]["top_share"] == second["balance"]["top_share"]
     if phase == "grouped":
         assert any(line["balance"]["group_conflict_share"] for line in logs[0])
+
+
+def test_cross_stitch_on_the_joined_batch(two: Path, tmp_path: Path) -> None:
+    changes = {**EQUAL, "balancer": STITCH, "train_dataloader__batch_size": 4}
+    PerceptionRunner.from_cfg(grouped_world.config(tmp_path / "one", **changes)).train()
+    one, other = load_checkpoint(tmp_path / "one").model_state, load_checkpoint(two / "stitch").model_state
+    assert sum("stitch" in name for name in one) == 2
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_resume_in_mid_epoch_is_exact(two: Path) -> None:
