@@ -25,11 +25,7 @@ def test_a_config_changes_the_balancer_only(path: Path) -> None:
     found = to_plain(load_config(path).to_dict())
     base = to_plain(load_config(parse_config_name(path).model).to_dict())
     balancer = found["optim_wrapper"].pop("balancer")
-    plain = base["optim_wrapper"].pop("balancer", None)  # the sum, where losses have constant scales
     assert found == base
-    if plain is not None:
-        assert plain["name"] == "sum"
-        assert balancer["scales"] == plain["scales"]
     build_balancer(balancer)
 
 
@@ -40,10 +36,18 @@ def test_balancers_with_arguments(project: Path) -> None:
             build_balancer(spec)
 
 
-def test_comparing_the_small_model_keeps_its_scales() -> None:
-    specs = json.loads((ROOT / "projects" / "wpcgrad" / "balancers_small.json").read_text())
-    plain = to_plain(load_config("bevformer_small").to_dict())["optim_wrapper"]["balancer"]
-    assert all(spec["scales"] == plain["scales"] for spec in specs.values())
+@pytest.mark.parametrize(
+    ("config", "file"),
+    [
+        ("bevformer_nano_det-seg-wpcgrad-dtp", "balancers.json"),
+        ("bevformer_small_det-seg-wpcgrad-dtp", "balancers_small.json"),
+    ],
+)
+def test_the_comparison_has_the_configs_priorities(config: str, file: str) -> None:
+    compared = json.loads((ROOT / "projects" / "wpcgrad" / file).read_text())["wpcgrad-dtp"]
+    trained = to_plain(load_config(config).to_dict())["optim_wrapper"]["balancer"]
+    assert compared == trained
+    assert set(trained["priority"]["scales"]) == {"cls", "box", "velocity", "seg"}
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)

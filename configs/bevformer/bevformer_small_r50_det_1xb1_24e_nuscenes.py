@@ -22,4 +22,3 @@ val_dataloader.dataset.pipeline.pop(-2)
 test_dataloader = val_dataloader
 val_evaluator = val_evaluator[:1]  # the boxes' metric
 test_evaluator = val_evaluator
-optim_wrapper.balancer.scales.pop("seg")

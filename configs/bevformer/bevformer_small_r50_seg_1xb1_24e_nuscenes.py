@@ -19,4 +19,3 @@ with read_base():
 model.update(box_head=None)
 val_evaluator = val_evaluator[1:]  # the map's metric
 test_evaluator = val_evaluator
-optim_wrapper.pop("balancer")  # one task

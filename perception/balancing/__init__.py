@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from perception.balancing.recon_balancers import Recon, ReconScores
     from perception.balancing.rotograd import RotoGrad
     from perception.balancing.static_priority import StaticPriority
+    from perception.balancing.task_norms import convert_task_norms, plain_model
     from perception.balancing.wpcgrad import WPCGradWeighting
 
 # TorchJD brings its solvers, which take seconds to import; the plain sum needs none of them.
@@ -63,6 +64,8 @@ _MODULES = {
     "UniformPriority": "priorities",
     "WPCGradWeighting": "wpcgrad",
     "stitch_trunk": "cross_stitch",
+    "convert_task_norms": "task_norms",
+    "plain_model": "task_norms",
 }
 
 __all__ = [
@@ -100,6 +103,8 @@ __all__ = [
     "balancer_names",
     "build_balancer",
     "stitch_trunk",
+    "convert_task_norms",
+    "plain_model",
 ]
 
 

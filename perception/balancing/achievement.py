@@ -44,10 +44,10 @@ class AchievementWeights(LossWeighting):
     def __init__(
         self,
         potentials: Mapping[str, float],
-        *,
         margin: float = 1.05,
         gamma: float = 2.0,
         momentum: float = 0.1,
+        *,
         lower_is_better: tuple[str, ...] = (),
     ) -> None:
         check_range("margin", margin, 1.0)

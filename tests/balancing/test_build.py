@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchjd.aggregation
 
 import perception.balancing
 from perception.balancing import Balancer, balancer_names, build_balancer
@@ -97,6 +99,33 @@ def test_all_names_of_the_package_exist():
         assert getattr(perception.balancing, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = perception.balancing.Nonsense
+
+
+def test_names_and_arguments_that_others_build_on():
+    """The signatures that were promised, called as promised."""
+    b = perception.balancing
+    gram = torch.tensor([[1.0, -0.5], [-0.5, 1.0]])
+    for priority in (b.UniformPriority(), b.StaticPriority([(1, 2, {"a": 1.0})]), b.DynamicTaskPriority(2.0)):
+        assert b.WPCGradWeighting(priority, mode="loop", generator=None).weights_for_order(
+            gram, [0, 1]
+        ).shape == (2,)
+    for pacing in (
+        b.LinearPacing(40, 0.1),
+        b.LinearPacing.from_ratio(120, 2, 1000),
+        b.ExponentialPacing(40, 0.9),
+    ):
+        assert b.MCLGSWeighting(pacing)(gram).shape == (2,)
+    assert b.AchievementWeights({"a": 0.5, "b": 0.2}, 1.05, 2.0, 0.1).gamma == 2.0
+    assert b.AchievementWeights(potentials={"a": 0.5}, margin=1.05, gamma=2.0, momentum=0.1).margin == 1.05
+    assert isinstance(b.GeometricMean(), b.GeometricMean)
+    assert b.ConnectionStrength() is not None
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    assert (
+        b.plain_model(b.convert_task_norms(model, ("a", "b")), "a").state_dict().keys()
+        == model.state_dict().keys()
+    )
+    for weighting in (b.WPCGradWeighting, b.MCLGSWeighting, b.PCGradWeighting, b.NashWeighting):
+        assert issubclass(weighting, torchjd.aggregation.Weighting)
 
 
 def test_the_plain_sum_does_not_import_torchjd():

@@ -97,6 +97,19 @@ def test_eq_1_on_last_epochs_losses():
     assert priority.probabilities().tolist() == pytest.approx([9 / 13, 4 / 13])
 
 
+def test_eq_1_on_scaled_losses():
+    """The priority's own scales; a task that never had a loss counts as the mean of the others' scaled ones."""
+    priority = ready(DynamicTaskPriority(2, scales={"seg": 3.0}), tasks=("det", "seg", "velocity"))
+    priority.end_epoch(torch.tensor([3.0, 1.0, math.nan]))
+    assert priority.probabilities().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    with pytest.raises(ValueError, match="Did you mean 'seg'"):
+        ready(DynamicTaskPriority(2, scales={"sge": 3.0}), tasks=("det", "seg"))
+    with pytest.raises(ValueError, match="scale of task 'seg' is 0"):
+        DynamicTaskPriority(2, scales={"seg": 0})
+    with pytest.raises(ValueError, match="leave them out"):
+        DynamicTaskPriority(2, form="kpi", scales={"seg": 3.0})
+
+
 @pytest.mark.parametrize("losses", [(1e-200, 1e-200), (1e200, 1e200), (0.0, 0.0), (math.nan, math.nan)])
 def test_extreme_losses(losses):
     priority = ready(DynamicTaskPriority(4), tasks=("det", "seg"))

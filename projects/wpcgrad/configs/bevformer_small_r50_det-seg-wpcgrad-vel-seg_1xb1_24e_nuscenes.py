@@ -15,4 +15,4 @@ with read_base():
     from ....configs._base_.runtime import *
     from ....configs._base_.schedules.adamw_24e_small import *
 
-optim_wrapper.balancer.update(name="wpcgrad-vel-seg")
+optim_wrapper.update(balancer="wpcgrad-vel-seg")
