@@ -32,7 +32,9 @@ class MapSlicer(nn.Module):
             low, extent = (torch.tensor(pair[:2]).double() for pair in (bev_grid.pc_range, bev_grid.extent))
             locations = 2 * (centres - low) / extent - 1
         else:
-            locations = centres / torch.tensor(divisors).double()
+            # Upstream's BEV is transposed and flipped along x, and its positions are divided in float32.
+            transposed = (centres * torch.tensor([-1.0, 1.0])).flip(-1).float()
+            locations = transposed / torch.tensor(divisors[::-1])
         self.register_buffer("locations", locations.float(), persistent=False)
         self._follows_upstream = divisors is not None
         self.locations: Tensor
@@ -41,10 +43,9 @@ class MapSlicer(nn.Module):
         """(B, C, bev_h, bev_w) → (B, C, rows, columns)."""
         locations = self.locations[None].expand(len(bev), -1, -1, -1)
         with torch.autocast(bev.device.type, enabled=False):
-            sampled = F.grid_sample(
-                bev.to(locations.dtype),
-                locations,
-                padding_mode="zeros" if self._follows_upstream else "border",
-                align_corners=self._follows_upstream,
-            )
+            features = bev.to(locations.dtype)
+            if self._follows_upstream:
+                sampled = F.grid_sample(features.transpose(2, 3).flip(2), locations, align_corners=True)
+            else:
+                sampled = F.grid_sample(features, locations, padding_mode="border", align_corners=False)
         return sampled.to(bev.dtype)

@@ -13,6 +13,7 @@ from perception.models.map_slicer import MapSlicer
 from perception.models.temporal_self_attention import TemporalSelfAttention
 from perception.models.upstream_compat import UpstreamCompat
 from perception.structures import BEVGrid, MapGrid, bev_shift
+from tests.models.parity_fixtures import read_arrays
 from tests.models.small import GRID, IMAGE, ring_of_cameras, small_model
 
 BATCH = 2
@@ -148,12 +149,25 @@ def test_map_divisors_stretch_the_map():
     assert_close(sample(2 * true_divisor), wanted / 2, atol=1e-3, rtol=0)
 
 
+def test_bin_zes_map_with_its_real_grids():
+    arrays = read_arrays("micro_seg_slicer_real")
+    grid = BEVGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), 150, 150)
+    bev = arrays["bev_embed"].permute(1, 2, 0).unflatten(2, (150, 150))
+    upstream = MapSlicer(bev_grid=grid, map_grid=MapGrid(), divisors=(50.86, 50.86))
+    assert_close(upstream.locations[0, :, 0], arrays["norm_map_x"], atol=2e-7, rtol=0)
+    assert_close(upstream.locations[:, 0, 1], arrays["norm_map_y"], atol=2e-7, rtol=0)
+    # The features are noise with steps of up to 8 between cells: a position's last bit moves the result by 3e-5.
+    assert_close(upstream(bev), arrays["output"], atol=1e-4, rtol=0)
+    difference = (MapSlicer(bev_grid=grid, map_grid=MapGrid())(bev) - arrays["output"]).abs().max()
+    assert 1e-3 < float(difference) < 1e-2  # cells of 0.68 m instead of 0.6827 m: at most 0.001 of a cell
+
+
 def test_the_detector_hands_the_switches_to_its_parts():
     compat = {"aliased_shift": True, "drop_unknown_velocity": True, "map_divisors": [50.0, 60.0]}
     model = small_model(upstream_compat=compat)
     assert model.bev_encoder.compat.aliased_shift
     assert model.box_head.compat.drop_unknown_velocity
-    assert_close(model.seg_head.slicer.locations[0, 0], torch.tensor([14.25 / 50, -29.25 / 60]))
+    assert_close(model.seg_head.slicer.locations[0, 0], torch.tensor([-29.25 / 60, -14.25 / 50]))
     assert not small_model().bev_encoder.compat.aliased_shift
 
 
