@@ -188,8 +188,9 @@ def stitch_trunk(
     """A copy of the model whose trunk exists once per task, mixed after each stage.
 
     *Source*: as `CrossStitchUnit`. All copies start with the trunk's weights; in the paper they start from single-task
-    networks. Modules around the stages are copied as well, each as a whole where no stage lies in it; those without
-    parameters and buffers stay as they are. The trunk must be fed the rows of all tasks, see `TaskStreams`.
+    networks, see `join_state_dicts`. Modules around the stages are copied as well, each as a whole where no stage lies
+    in it; those without parameters and buffers stay as they are. The trunk must be fed the rows of all tasks, see
+    `TaskStreams`.
 
     Args:
         model: it is not changed.

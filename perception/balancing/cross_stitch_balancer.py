@@ -17,8 +17,8 @@ class CrossStitch(GroupedBalancer):
     *Source*: Misra et al. (CVPR 2016), see `CrossStitchUnit` and `stitch_trunk`. The model runs once per batch, all
     groups in step, as `TaskStreams` says; each head reads its own group's features. Which parameters tasks share is
     read off the graph as ever: with the trunk's last module among the stages all of the trunk, by the mixing; a copy
-    behind the last stage counts as shared with gradients of zero from the other groups. *Deviations*: copies start
-    from one model's weights, not from single-task networks.
+    behind the last stage counts as shared with gradients of zero from the other groups. Copies start from one
+    model's weights, or as in the paper from those of single-task networks (`load_from` with one per group).
 
     The model needs `task_streams` (a `TaskStreams`, used in its forward), and `stitch_stages` and `trunk_names` unless
     they are given. Mixing weights are named `….cross_stitch_weights`: a learning rate of their own is

@@ -136,6 +136,54 @@ def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
     return spread
 
 
+def join_state_dicts(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights of one plain model per task, say of single-task trainings, for a model with copies: to each task its own.
+
+    *Source*: how cross-stitch networks start in Misra et al. (CVPR 2016).
+
+    Args:
+        model: has `TaskCopies`; what a layer has beside its copies (mixing weights) stays the model's.
+        states: task → weights of its plain model. What has no copies, such as a head, must be in one of them alone.
+
+    Raises:
+        ValueError: other tasks than the model's copies have, or weights without copies in several models.
+
+    Example:
+        >>> norm = convert_task_norms(nn.LayerNorm(3), ("det", "seg"))
+        >>> joined = join_state_dicts(norm, {task: nn.LayerNorm(3).state_dict() for task in ("det", "seg")})
+        >>> sorted(joined)
+        ['det.bias', 'det.weight', 'seg.bias', 'seg.weight']
+    """
+    copies = task_copies(model)
+    known = {task: None for layer in copies.values() for task in layer.tasks}
+    if set(states) != set(known):
+        raise ValueError(
+            f"{type(model).__name__} has copies of layers for {list(known) or 'no tasks'}, the weights are for "
+            f"{list(states)}; give each of them the weights of one model"
+        )
+    joined: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
+    own = model.state_dict()
+    for name, layer in copies.items():
+        prefix = f"{name}." if name else ""
+        keys = [key for key in own if key.startswith(prefix)]
+        joined |= {k: own[k] for k in keys if k.removeprefix(prefix).partition(".")[0] not in layer.tasks}
+    for task, state in states.items():
+        new: dict[str, str] = {}
+        for name, layer in copies.items():
+            prefix = f"{name}." if name else ""
+            new |= {prefix + key: f"{prefix}{task}.{key}" for key in layer[task].state_dict()}
+        for key, value in state.items():
+            target = new.get(key, key)
+            if target in owners:
+                raise ValueError(
+                    f"{key} exists once for all tasks, but both the models of {owners[target]!r} and {task!r} have it. "
+                    "Leave it out of all but one, or start from one model"
+                )
+            joined[target], owners[target] = value, task
+    return joined
+
+
 def replace_layers(
     model: nn.Module, names: Sequence[str], replace: Callable[[nn.Module], nn.Module]
 ) -> nn.Module:

@@ -17,15 +17,11 @@ from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from perception.balancing.task_norms import spread_state_dict
 from perception.checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
     CheckpointError,
-    find_checkpoint,
     load_checkpoint,
-    load_model_weights,
-    load_state,
     save_checkpoint,
 )
 from perception.engine.collectives import gather_bytes, gather_json, max_over_ranks
@@ -46,6 +42,7 @@ from perception.engine.run_folder import (
     to_plain,
     update_summary,
 )
+from perception.engine.start_weights import read_start_weights
 from perception.engine.strategies import DDPStrategy, SingleStrategy
 from perception.engine.task_forwards import Plan, balancer_that_changes_the_model, prepare_model
 from perception.engine.train_loop import TrainLoop
@@ -370,21 +367,16 @@ class PerceptionRunner(FlexibleRunner):
             if source is None:
                 logger.info("resume: %s holds no checkpoint yet, starting from the beginning", self.work_dir)
                 return
-        if source is not None:
+        if source is not None and not isinstance(source, Mapping):  # one per group are weights to start from
             self.resume(source)
         elif self._load_from is not None:
             self.load_checkpoint(self._load_from)
         self._has_loaded = True
 
-    def load_checkpoint(self, filename: str, **_: Any) -> None:
-        """Take the weights of a checkpoint, a run folder's latest, or a `.safetensors` file.
-
-        Weights of a plain model go into every task's copy of a layer.
-        """
-        path = find_checkpoint(filename)
-        check_vocabulary(self._vocabulary(), load_state(path), path=path)
-        weights = spread_state_dict(self.bare_model, load_model_weights(path))
-        self.strategy.load_model_state_dict(weights, path=str(path))
+    def load_checkpoint(self, filename: str | Mapping[str, str], **_: Any) -> None:
+        """Take the weights of a checkpoint, or of one per group of tasks; see `read_start_weights`."""
+        weights, path = read_start_weights(filename, self.bare_model, self._vocabulary())
+        self.strategy.load_model_state_dict(weights, path=path)
         logger.info("weights loaded from %s", path)
 
     def resume(self, filename: str, **_: Any) -> None:

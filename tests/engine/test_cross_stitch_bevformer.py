@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from perception.balancing import build_balancer
 from perception.balancing.cross_stitch import stitch_units
 from perception.config import load_config
+from perception.engine import BalancedOptimWrapper
 from perception.engine.task_forwards import prepare_model
 from perception.models import BEVFormer, CenterHeatmap, PerspectiveHead
 from perception.models._eval_mode import eval_no_grad
@@ -199,6 +201,29 @@ def test_a_batch_without_one_groups_targets() -> None:
     assert all(bool(grad.isfinite().all()) for grad in grads.values())
     assert float(grads["img_backbone.conv1.seg.weight"].abs().sum()) > 0  # by the mixing
     assert not any(name.startswith("seg_head") for name in grads)
+
+
+def test_the_mixing_weights_have_a_rate_of_their_own() -> None:
+    """Also beside a rate of the backbone, in whose names theirs lie."""
+    stitched, _ = stitched_model(small)
+    rates = {
+        "img_backbone": dict(lr_mult=0.1),
+        "cross_stitch_weights": dict(lr_mult=10.0, decay_mult=0.0),
+    }
+    wrapper = build_optim_wrapper(
+        stitched,
+        dict(
+            type=BalancedOptimWrapper,
+            optimizer=dict(type=torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
+            paramwise_cfg=dict(custom_keys=rates),
+        ),
+    )
+    names = {id(parameter): name for name, parameter in stitched.named_parameters()}
+    for group in wrapper.optimizer.param_groups:
+        (name,) = (names[id(parameter)] for parameter in group["params"])
+        is_mixture, is_backbone = "stitch" in name, name.startswith("img_backbone")
+        assert group["lr"] == pytest.approx(1e-2 if is_mixture else 1e-4 if is_backbone else 1e-3)
+        assert group["weight_decay"] == (0.0 if is_mixture else 0.01)
 
 
 def test_histories_are_kept_per_group() -> None:

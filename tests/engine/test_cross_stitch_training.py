@@ -8,6 +8,7 @@ import grouped_world
 import pytest
 import torch
 import toy_world
+from safetensors.torch import save_file
 from torch import Tensor
 
 from perception.balancing import build_balancer
@@ -39,7 +40,8 @@ def train(
     work_dir: Path, balancer: Any = STITCH, *, stops: tuple[int, ...] = (), hook: Any = None, **changes: Any
 ) -> PerceptionRunner:
     for part, stop in enumerate((*stops, None)):
-        cfg = grouped_world.config(work_dir, balancer=balancer, resume=part > 0, **{**CHANGES, **changes})
+        options = {"resume": part > 0, **CHANGES, **changes}
+        cfg = grouped_world.config(work_dir, balancer=balancer, **options)
         runner = PerceptionRunner.from_cfg(cfg)
         if hook is not None:
             runner.register_hook(hook)
@@ -258,6 +260,43 @@ def test_weights_of_a_plain_model_go_into_every_trunk(tmp_path: Path) -> None:
         assert torch.equal(again.steps[0][0][name], value)
     with pytest.raises(CheckpointError, match="do not fit the model"):
         train(tmp_path / "back", "sum", load_from=str(tmp_path / "run"))
+
+
+def test_single_task_networks_go_into_their_own_trunks(tmp_path: Path) -> None:
+    """Saved without the other groups' heads, as a single-task model has none."""
+    generator = torch.Generator().manual_seed(0)
+    plain, files = {}, {}
+    for group, tasks in GROUPS.items():
+        state = grouped_world.GroupedToyModel().state_dict()
+        keep = [name for name in state if name.startswith("trunk") or name.split(".")[1] in tasks]
+        plain[group] = {
+            name: torch.rand(state[name].shape, generator=generator, dtype=torch.float64)
+            if state[name].is_floating_point()
+            else state[name]
+            for name in keep
+        }
+        files[group] = str(tmp_path / f"{group}.safetensors")
+        save_file(plain[group], files[group])
+    for number, resume in enumerate(
+        (False, True)
+    ):  # a run that has no checkpoint yet starts from the weights too
+        recorder = Recorder()
+        run = tmp_path / f"run{number}"
+        train(run, hook=recorder, load_from=files, resume=resume)
+        start = recorder.steps[0][0]
+        for group, state in plain.items():
+            for name, value in state.items():
+                assert torch.equal(start[_branch(name, group, start)], value)
+        assert float(start["trunk.1.stitch.0.cross_stitch_weights"][0, 0]) == pytest.approx(0.9)
+    train(run, load_from=files, resume=True)  # goes on from its own last step, where nothing is left to do
+    assert len(lines_of(run)) == 6
+    with pytest.raises(CheckpointError, match="give each of them"):
+        train(tmp_path / "one", load_from={"det": files["det"]})
+    with pytest.raises(CheckpointError, match="for no tasks"):
+        train(tmp_path / "sum", "sum", load_from=files)
+    norms = grouped_world.CONNECTION
+    with pytest.raises(CheckpointError, match="exists once for all tasks"):
+        train(tmp_path / "norms", norms, load_from=files)
 
 
 @pytest.mark.parametrize(
