@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from perception.balancing.priorities import UniformPriority
     from perception.balancing.recon_balancers import Recon, ReconScores
     from perception.balancing.rotograd import RotoGrad
+    from perception.balancing.rotograd_balancer import RotoGradBalancer
     from perception.balancing.static_priority import StaticPriority
     from perception.balancing.task_norms import convert_task_norms, plain_model
     from perception.balancing.wpcgrad import WPCGradWeighting
@@ -59,6 +60,7 @@ _MODULES = {
     "Recon": "recon_balancers",
     "ReconScores": "recon_balancers",
     "RotoGrad": "rotograd",
+    "RotoGradBalancer": "rotograd_balancer",
     "StaticPriority": "static_priority",
     "StitchedCopies": "cross_stitch",
     "UniformPriority": "priorities",
@@ -92,6 +94,7 @@ __all__ = [
     "Recon",
     "ReconScores",
     "RotoGrad",
+    "RotoGradBalancer",
     "SharedFeatures",
     "StaticPriority",
     "StitchedCopies",

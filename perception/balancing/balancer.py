@@ -39,6 +39,7 @@ class Balancer:
         plan: then the groups in their order, each with its tasks.
         steps_per_group: whether each group's forward is followed by an optimiser step of its own.
         projects_groups: whether the update is made of the groups' gradients, by `project`.
+        rotates_features: whether gradients are taken at the model's shared features, which its heads read rotated.
     """
 
     needs_gram: bool = False
@@ -49,6 +50,7 @@ class Balancer:
     has_shared_features: bool = True
     needs_task_forwards: bool = False
     plan: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    rotates_features: bool = False
 
     @property
     def steps_per_group(self) -> bool:

@@ -97,6 +97,12 @@ METHODS: dict[str, Method] = {
         nested=(("weighting", "weighting"), ("combination", "stage")),
         changes_model=True,
     ),
+    "rotograd": Method(
+        kind="balancer",
+        target="rotograd_balancer:RotoGradBalancer",
+        nested=(("weighting", "weighting"),),
+        changes_model=True,
+    ),
     "recon_scores": Method(
         kind="balancer",
         target="recon_balancers:ReconScores",

@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from perception.balancing.rotograd import RotoGrad
 from perception.balancing.task_copies import TaskCopies, check_tasks, task_copies
 from perception.utils import name_some
 
@@ -108,12 +110,12 @@ def plain_state_dict(model: nn.Module, task: str) -> dict[str, Tensor]:
 
 
 def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a plain model for a model with copies: each copy gets the plain layer's.
+    """Weights of a plain model for a model with copies: each copy gets the plain layer's; rotations are the identity.
 
     Args:
-        model: has `TaskCopies`, or not: then nothing changes.
-        state: weights; those of a layer that has copies in it as well are kept as they are. What a layer has beside
-            its copies (mixing weights) stays the model's.
+        model: has `TaskCopies` or a `RotoGrad`, or not: then nothing changes.
+        state: weights; those of a layer that has copies in it as well, and rotations, are kept as they are. What a
+            layer has beside its copies (mixing weights) stays the model's.
 
     Example:
         >>> norm = convert_task_norms(nn.LayerNorm(3), ("det", "seg"))
@@ -133,6 +135,9 @@ def spread_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
                 value = spread.pop(prefix + key)
                 spread |= {f"{prefix}{task}.{key}": value for task in layer.tasks}
                 spread |= {prefix + other: own for other, own in beside.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, RotoGrad) and not any(key.startswith(f"{name}.") for key in spread):
+            spread |= {f"{name}.{key}": torch.zeros_like(value) for key, value in module.state_dict().items()}
     return spread
 
 

@@ -24,17 +24,19 @@ from perception.engine.gradient_sources import (
     add_gradient,
 )
 from perception.engine.group_source import GroupSource
+from perception.engine.rotation_source import RotationSource
 from perception.evaluation import LOWER_IS_BETTER
 from perception.utils import did_you_mean
 
 if TYPE_CHECKING:
     from perception.balancing.connection_strength import ConnectionStrength
+    from perception.balancing.rotograd_balancer import RotoGradBalancer
 
 GradientSource = Literal["parameters", "features", "last_layer"]
 KPIS = "kpi_metrics"
 """Attribute of a model: task → names of the metrics whose mean is its score."""
 
-_Source = SummedSource | ParameterSource | FeatureSource | ReusedSource | GroupSource
+_Source = SummedSource | ParameterSource | FeatureSource | ReusedSource | GroupSource | RotationSource
 
 
 class BalancedBackward:
@@ -128,6 +130,8 @@ class BalancedBackward:
 
     def forward_context(self) -> AbstractContextManager:
         """What a forward of this window runs under."""
+        if self.balancer.rotates_features and self._features is not None:
+            return self._features.cut()
         if self.needs_task_gradients and self.gradient_source == "features" and not self._is_reusing():
             assert self._features is not None
             return self._features.cut()
@@ -239,7 +243,8 @@ class BalancedBackward:
         return self._coefficients is not None and self.num_updates % self.interval != 0
 
     def _choose(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
-        if (self.needs_task_gradients or self.balancer.needs_task_forwards) and not self._is_prepared:
+        needs_model = self.balancer.needs_task_forwards or self.balancer.rotates_features
+        if (self.needs_task_gradients or needs_model) and not self._is_prepared:
             raise ValueError(
                 f"{self.balancer} compares task gradients and must know the run: call prepare(model, ...) before the "
                 "first step. The runner does so"
@@ -266,6 +271,10 @@ class BalancedBackward:
         if self.balancer.projects_groups:
             assert self._model is not None
             return GroupSource(cast("ConnectionStrength", self.balancer), parameters, self._model)
+        if self.balancer.rotates_features:
+            assert self._features is not None
+            rotating = cast("RotoGradBalancer", self.balancer)
+            return RotationSource(rotating, parameters, self._features, bucket_mb=self.bucket_mb)
         if not self.needs_task_gradients:
             return SummedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
         if self.gradient_source == "features":
@@ -331,6 +340,12 @@ def check_options(
             f"{balancer} runs the model once per group of tasks, so it takes no watch.gram_interval (no forward has "
             "all losses) and no accumulative_counts above 1 (a group's update precedes the next one's forward); got "
             f"{gram_interval} and {accumulative_counts}. For larger batches raise batch_size or use more ranks"
+        )
+    if balancer.rotates_features and (gradient_source != "parameters" or interval != 1 or gram_interval):
+        raise ValueError(
+            f"{balancer} always takes its gradients at the model's shared features, in every update, and reports their "
+            f"cosines; gradient_source={gradient_source!r}, interval={interval} and watch.gram_interval="
+            f"{gram_interval} do not go with it, leave them out"
         )
     compares = balancer.needs_gram or balancer.needs_gradients
     if not compares and (gradient_source != "parameters" or interval != 1):

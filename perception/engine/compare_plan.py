@@ -205,7 +205,7 @@ def _with_balancer(
         if not (balancer.needs_gram or balancer.needs_gradients):  # it would refuse what it has no use for
             wrapper.pop("gradient_source", None)
             wrapper.pop("interval", None)
-        if balancer.needs_task_forwards:
+        if balancer.needs_task_forwards or balancer.rotates_features:
             wrapper.pop("watch", None)
         balanced = BalancedBackward(
             balancer=balancer,

@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.balancing import SharedFeatures, TaskLosses, TaskStreams, build_balancer
+from perception.balancing import RotoGrad, SharedFeatures, TaskLosses, TaskStreams, build_balancer
 from perception.balancing.build import Spec
 from perception.engine.digits_data import CANVAS, DigitPairs, load_digit_pairs
 from perception.engine.optim_wrapper import BalancedOptimWrapper
@@ -91,6 +91,8 @@ class DigitsNet(BaseModel):
         )
         self.shared_features = SharedFeatures()
         self.task_streams = TaskStreams()
+        self.shared_width = width
+        self.rotations: RotoGrad | None = None
         self._only = self.task_names
 
     @contextmanager
@@ -113,7 +115,10 @@ class DigitsNet(BaseModel):
                 of the whole batch, "tensor" for the outputs as a dict.
         """
         (code,) = self.shared_features(self.trunk(self.task_streams.repeat({"images": images})["images"]))
-        outputs = {task: self.heads[task](self.task_streams.rows(code, task)) for task in self._only}
+        codes = {task: self.task_streams.rows(code, task) for task in self._only}
+        if self.rotations is not None:
+            codes = {task: self.rotations.rotate(row, task) for task, row in codes.items()}
+        outputs = {task: self.heads[task](row) for task, row in codes.items()}
         if mode == "predict":
             return [BaseDataElement(**outputs)]
         if mode != "loss":

@@ -7,7 +7,7 @@ ones are summed over ranks before anything is compared.
 With a loss scale every backward runs on scaled losses, and every Gram matrix and update is that of the unscaled ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +52,10 @@ class MicroStep:
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a scale can be beyond float16
         return loss if scale == 1.0 else loss * scale
 
-    def weighted_sum(self, weights: Tensor) -> Tensor | None:
-        """Sum of the local shares times (T,) weights; None without a local loss."""
+    def weighted_sum(self, weights: Tensor, tasks: Collection[str] | None = None) -> Tensor | None:
+        """Sum of the local shares times (T,) weights, of some tasks or all; None without a local loss."""
         terms = []
-        for task in self.losses:
+        for task in self.losses if tasks is None else [task for task in self.losses if task in tasks]:
             weight = float(weights[self.losses.task_names.index(task)])
             share = self.local_share(task)
             terms.append(share if weight == 1.0 else share * weight)

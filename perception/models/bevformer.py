@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from perception.balancing import SharedFeatures, TaskLosses, TaskStreams
+from perception.balancing import RotoGrad, SharedFeatures, TaskLosses, TaskStreams
 from perception.models._eval_mode import eval_no_grad
 from perception.models._memory_format import choose_memory_format
 from perception.models.backbone_weights import load_backbone
@@ -106,6 +106,7 @@ class BEVFormer(BaseModel):
         self.shared_features = SharedFeatures()
         self.task_streams = TaskStreams()
         self._num_cams = self.bev_encoder.num_cams
+        self.rotations: RotoGrad | None = None
         self._only: tuple[str, ...] | None = None
         self._histories: dict[tuple[str, ...] | None, dict[str, Tensor]] = {}
         self._check_heads()
@@ -135,6 +136,11 @@ class BEVFormer(BaseModel):
             for name in (*stages, "img_neck", "bev_encoder")
             if any(parameter.requires_grad for parameter in self.get_submodule(name).parameters())
         )
+
+    @property
+    def shared_width(self) -> int:
+        """C, length of the BEV features that `rotations`, if there are any, turn for each head."""
+        return self.bev_encoder.embed_dims
 
     @contextmanager
     def only_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
@@ -219,7 +225,7 @@ class BEVFormer(BaseModel):
             targets = [_box_targets(sample) for sample in data_samples]
             losses.update(self.box_head.loss(outputs["boxes"], targets))
             if self.center_heatmap is not None:
-                losses.update(self.center_heatmap.loss(self.task_streams.rows(bev, "cls"), targets))
+                losses.update(self.center_heatmap.loss(self._read(bev, "det"), targets))
             if self.perspective_head is not None:
                 image_shape = (inputs["img"].shape[-2], inputs["img"].shape[-1])
                 features = [self.task_streams.rows(level, "cls") for level in features]
@@ -323,10 +329,15 @@ class BEVFormer(BaseModel):
     def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
         outputs: dict[str, Any] = {"bev": bev}
         if self.box_head is not None and self._runs(DETECTION_TASKS):
-            outputs["boxes"] = self.box_head(self.task_streams.rows(bev, "cls"))
+            outputs["boxes"] = self.box_head(self._read(bev, "det"))
         if self.seg_head is not None and self._runs(SEGMENTATION_TASKS):
-            outputs["seg_logits"] = self.seg_head(self.task_streams.rows(bev, "seg"))
+            outputs["seg_logits"] = self.seg_head(self._read(bev, "seg"))
         return outputs
+
+    def _read(self, bev: Tensor, head: str) -> Tensor:
+        """What the modules of one of the `TASK_GROUPS` read: its own stream's features, turned for it; (B, Q, C)."""
+        rows = self.task_streams.rows(bev, TASK_GROUPS[head][0])
+        return rows if self.rotations is None else self.rotations.rotate(rows, head)
 
     def _runs(self, tasks: Sequence[str]) -> bool:
         return self._only is None or tasks[0] in self._only

@@ -153,8 +153,8 @@ def test_the_examples_of_the_page_on_architectures_run():
     for block, names in zip(blocks, found, strict=True):
         exec(compile(block, str(page), "exec"), names)  # noqa: S102  our own page
     (rotograd,) = found
-    assert int(rotograd["roto"].num_steps) == 3
-    assert any(bool(generator.any()) for generator in rotograd["roto"].generators.values())
+    assert rotograd["model"].rotations.num_steps == 3
+    assert all(rotograd["model"].rotations.angle(task) > 0 for task in ("left", "right"))
 
 
 def value_of(node):

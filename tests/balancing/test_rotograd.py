@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from perception.balancing.rotograd import RotoGrad
+from tests.balancing.naive_rotograd import NaiveRotoGrad
 
 TASKS = ("det", "seg", "vel")
 
@@ -14,31 +15,72 @@ TASKS = ("det", "seg", "vel")
 def _roto(size: int = 4, *, seed: int = 0, **changes: object) -> RotoGrad:
     torch.manual_seed(seed)
     roto = RotoGrad(**{"tasks": TASKS, "size": size, "lr": 0.05, **changes}).double()
-    with torch.no_grad():
-        for generator in roto.generators.values():
-            generator.normal_()
+    for generator in roto.generators.values():
+        generator.normal_()
     return roto
+
+
+def _naive(roto: RotoGrad, *, lr: float = 0.05, burn_in: int = 20) -> NaiveRotoGrad:
+    naive = NaiveRotoGrad(roto.tasks, roto.size, lr=lr, decay=roto.decay, burn_in=burn_in)
+    naive.generators = {task: generator.clone() for task, generator in roto.generators.items()}
+    return naive
+
+
+def _grads(number: int, tasks: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return {task: torch.randn(2, 3, 4, generator=generator, dtype=torch.float64) for task in tasks}
+
+
+def _rotated(roto: RotoGrad, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With respect to the rotated features, one row per vector."""
+    return {task: grad.flatten(0, 1) @ roto.rotation(task).T for task, grad in grads.items()}
 
 
 def test_rotations_are_rotations_and_start_as_the_identity() -> None:
     roto = _roto()
-    for task in TASKS:
+    for task, generator in roto.generators.items():
+        generator.data = generator.float()
         rotation = roto.rotation(task)
-        torch.testing.assert_close(rotation @ rotation.T, torch.eye(4, dtype=torch.float64))
-        assert float(torch.linalg.det(rotation.detach())) == pytest.approx(1)
-    assert torch.equal(RotoGrad(tasks=TASKS, size=3).rotation("seg"), torch.eye(3))
+        torch.testing.assert_close(
+            rotation @ rotation.T, torch.eye(4, dtype=torch.float64), atol=1e-12, rtol=0
+        )
+        assert float(torch.linalg.det(rotation)) == pytest.approx(1)
+    assert torch.equal(RotoGrad(tasks=TASKS, size=3).rotation("seg"), torch.eye(3, dtype=torch.float64))
 
 
 def test_rotate_is_r_z_and_its_backward_r_transposed() -> None:
     roto, features = _roto(), torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
-    rotation = roto.rotation("det").detach()
+    rotation = roto.rotation("det")
     rotated = roto.rotate(features, "det")
     torch.testing.assert_close(rotated[1, 2], rotation @ features[1, 2].detach())
     grad = torch.randn_like(rotated)
     rotated.backward(grad)
-    torch.testing.assert_close(features.grad, roto.rotate_back(grad, "det"))
     torch.testing.assert_close(features.grad[0, 1], rotation.T @ grad[0, 1])
     assert roto.generators["det"].grad is None
+
+
+def test_under_autocast_features_keep_their_precision() -> None:
+    roto, features = _roto().float(), torch.randn(5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = roto.rotate(features, "det")
+    assert torch.equal(found, roto.rotate(features, "det"))
+
+
+def test_the_angle_is_the_rotations() -> None:
+    roto = RotoGrad(tasks=TASKS, size=2)
+    roto.generators["det"][0, 1] = 0.5
+    assert roto.angle("det") == pytest.approx(28.6478897565)
+    assert float(roto.rotation("det")[0, 0]) == pytest.approx(0.87758256)  # cos 0.5
+    assert roto.angle("seg") == 0
+
+
+def test_the_gram_matrix_is_that_of_all_vectors() -> None:
+    roto, grads = _roto(), _grads(0, ("det", "vel"))
+    gram = roto.gram(grads)
+    assert gram[1].eq(0).all()
+    assert float(gram[0, 2]) == pytest.approx(float((grads["det"] * grads["vel"]).sum()), rel=1e-12)
+    assert float(gram[2, 2]) == pytest.approx(float(grads["vel"].square().sum()), rel=1e-12)
+    assert roto.gram({}).eq(0).all()
 
 
 def test_sizes_become_equal_as_the_paper_weighs_them() -> None:
@@ -46,64 +88,73 @@ def test_sizes_become_equal_as_the_paper_weighs_them() -> None:
     first = torch.tensor([4.0, 9.0, 1.0])  # norms 2, 3, 1
     factors = roto.coefficients(first)
     # All tasks stand where they began: alpha = 1/3 each.
-    torch.testing.assert_close(
-        factors, torch.tensor([2.0, 2.0, 2.0], dtype=torch.float64) / first.sqrt().double()
-    )
+    expected = torch.tensor([2.0, 2.0, 2.0], dtype=torch.float64) / first.sqrt().double()
+    torch.testing.assert_close(factors, expected)
+    roto.step(first, torch.zeros(3, 4, 4, dtype=torch.float64))
     norms = torch.tensor([1.0, 3.0, 4.0], dtype=torch.float64)
     progress = norms / first.sqrt().double()
-    alpha = progress / progress.sum()
-    expected = float((alpha * norms).sum())
-    torch.testing.assert_close(roto.coefficients(norms.square()) * norms, torch.full((3,), expected).double())
+    common = float((progress / progress.sum() * norms).sum())
+    torch.testing.assert_close(roto.coefficients(norms.square()) * norms, torch.full((3,), common).double())
+
+
+def test_coefficients_alone_change_nothing() -> None:
+    roto = _roto()
+    before = copy.deepcopy(roto.training_state())
+    roto.coefficients(torch.tensor([4.0, 9.0, 1.0]))
+    assert str(roto.training_state()) == str(before)
 
 
 def test_the_reference_is_taken_anew_after_the_burn_in() -> None:
-    roto = _roto(burn_in=2)
+    roto, nothing = _roto(burn_in=2), torch.zeros(3, 4, 4, dtype=torch.float64)
     for norm in (1.0, 2.0, 5.0, 7.0):
-        roto.coefficients(torch.tensor([norm**2, 1.0, 1.0]))
+        roto.step(torch.tensor([norm**2, 1.0, 1.0]), nothing)
     assert roto.reference_norms.tolist() == [5.0, 1.0, 1.0]
 
 
-def test_absent_tasks_take_no_part() -> None:
-    full, sub = _roto(), RotoGrad(tasks=("det", "vel"), size=4).double()
-    sub.load_state_dict(
-        {k: v for k, v in full.state_dict().items() if "seg" not in k and "norms" not in k}, strict=False
-    )
-    factors = full.coefficients(torch.tensor([4.0, 0.0, 1.0]))
-    expected = sub.coefficients(torch.tensor([4.0, 1.0]))
-    assert factors[1] == 0
-    torch.testing.assert_close(factors[[0, 2]], expected)
-    grads = {task: torch.randn(3, 4, dtype=torch.float64) for task in ("det", "vel")}
-    torch.testing.assert_close(full.rotation_loss(grads, factors), sub.rotation_loss(grads, expected))
-    before = copy.deepcopy(full.generators["seg"].data)
-    full.step_rotations(grads, factors)
-    assert torch.equal(full.generators["seg"], before)
-    # A task that was absent first gets its reference when it comes.
-    full.coefficients(torch.tensor([4.0, 25.0, 1.0]))
-    assert full.reference_norms.tolist() == [2.0, 5.0, 1.0]
-
-
-def _naive_loss(roto: RotoGrad, grads: dict[str, Tensor], factors: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    rows = len(next(iter(grads.values())))
-    for n in range(rows):
-        originals = {task: roto.rotation(task).detach().T @ grads[task][n] for task in TASKS}
-        mean = sum(factors[i] * originals[task] for i, task in enumerate(TASKS)) / 3
+@pytest.mark.parametrize("present", [TASKS, ("det", "vel"), ("seg",)], ids=str)
+def test_steps_are_those_of_the_naive_method(present: tuple[str, ...]) -> None:
+    """The second of four batches has only some tasks."""
+    roto = _roto(burn_in=2, decay=0.5)
+    naive = _naive(roto, burn_in=2)
+    for number in range(4):
+        grads = _grads(number, present if number == 1 else TASKS)
+        rotated = _rotated(roto, grads)
+        norms = roto.gram(grads).diagonal()
+        expected = naive.factors(rotated)
+        factors = dict(zip(TASKS, roto.coefficients(norms).tolist(), strict=True))
+        assert {task: factor for task, factor in factors.items() if factor} == pytest.approx(
+            expected, rel=1e-10
+        )
+        products = roto.products(grads, norms)
+        found = roto.generator_gradients(products, norms > 0)
+        wanted = naive.directions(rotated)
+        assert set(found) == set(wanted)
+        for task, gradient in wanted.items():
+            torch.testing.assert_close(found[task], gradient, rtol=1e-9, atol=1e-11)
+        roto.step(norms, products)
+        naive.step(rotated)
         for task in TASKS:
-            total = total - torch.dot(roto.rotation(task).T @ grads[task][n], mean) / rows
-    return total
+            torch.testing.assert_close(roto.generators[task], naive.generators[task], rtol=1e-7, atol=1e-9)
+        if number == 2:
+            roto.end_epoch()
+            naive.end_epoch()
+    assert roto.reference_norms.tolist() == pytest.approx([naive.reference[task] for task in TASKS])
 
 
-def test_the_rotations_loss_and_gradient_are_the_papers() -> None:
-    roto = _roto()
-    grads = {task: torch.randn(6, 4, dtype=torch.float64) for task in TASKS}
-    factors = roto.coefficients(roto.squared_norms(grads))
-    generators = list(roto.generators.values())
-    loss, expected = roto.rotation_loss(grads, factors), _naive_loss(roto, grads, factors)
-    torch.testing.assert_close(loss, expected)
-    for a, b in zip(
-        torch.autograd.grad(loss, generators), torch.autograd.grad(expected, generators), strict=True
-    ):
-        torch.testing.assert_close(a, b)
+def test_absent_tasks_take_no_part() -> None:
+    """The present tasks' update is that of a RotoGrad without the absent one."""
+    full, sub = _roto(), RotoGrad(tasks=("det", "vel"), size=4, lr=0.05).double()
+    sub.load_state_dict({key: value for key, value in full.state_dict().items() if "seg" not in key})
+    grads, before = _grads(0, ("det", "vel")), full.generators["seg"].clone()
+    for roto in (full, sub):
+        norms = roto.gram(grads).diagonal()
+        roto.step(norms, roto.products(grads, norms))
+    assert torch.equal(full.generators["seg"], before)
+    for task in ("det", "vel"):
+        torch.testing.assert_close(full.generators[task], sub.generators[task])
+    # A task that was absent first gets its reference when it comes.
+    full.step(torch.tensor([4.0, 25.0, 1.0]), torch.zeros(3, 4, 4, dtype=torch.float64))
+    assert float(full.reference_norms[1]) == 5.0
 
 
 def test_gradcheck_of_the_rotation() -> None:
@@ -113,50 +164,89 @@ def test_gradcheck_of_the_rotation() -> None:
 
 
 def test_rotations_learn_to_make_gradients_agree() -> None:
-    roto = RotoGrad(tasks=TASKS, size=4, lr=0.05).double()
+    roto = RotoGrad(tasks=TASKS, size=4, lr=0.1).double()
     torch.manual_seed(1)
     base = torch.randn(8, 4, dtype=torch.float64)
-    turned = {task: base @ torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0] for task in TASKS}
+    rotated = {task: base @ torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0] for task in TASKS}
 
     def agreement() -> float:
-        back = [roto.rotate_back(grad, task).flatten() for task, grad in turned.items()]
+        back = [(grad @ roto.rotation(task)).flatten() for task, grad in rotated.items()]
         return min(float(torch.nn.functional.cosine_similarity(back[i], back[0], dim=0)) for i in (1, 2))
 
     before = agreement()
-    factors = roto.coefficients(roto.squared_norms(turned))
-    for _ in range(150):
-        roto.step_rotations(turned, factors)
+    for _ in range(50):
+        grads = {task: grad @ roto.rotation(task) for task, grad in rotated.items()}
+        norms = roto.gram(grads).diagonal()
+        roto.step(norms, roto.products(grads, norms))
     assert agreement() > before + 0.3
 
 
 def test_another_optimiser_leaves_the_rotations_alone() -> None:
-    roto = _roto()
-    grads = {task: torch.randn(6, 4, dtype=torch.float64) for task in TASKS}
-    roto.step_rotations(grads, roto.coefficients(roto.squared_norms(grads)))
-    assert all(generator.grad is None for generator in roto.generators.values())
+    roto, grads = _roto(), _grads(0)
+    other = torch.optim.AdamW(roto.parameters(), lr=1.0, weight_decay=0.5)
+    norms = roto.gram(grads).diagonal()
+    roto.step(norms, roto.products(grads, norms))
+    before = copy.deepcopy(roto.state_dict())
+    other.step()
+    assert all(torch.equal(value, before[name]) for name, value in roto.state_dict().items())
+    assert not any(generator.requires_grad for generator in roto.generators.values())
 
 
-def test_ranks_average_and_a_rank_without_tasks_joins() -> None:
-    grads = {task: torch.randn(6, 4, dtype=torch.float64) for task in TASKS}
-    seen: list[Tensor] = []
-    with_data, without = _roto(), _roto()
-    factors = with_data.coefficients(with_data.squared_norms(grads))
-    with_data.step_rotations(grads, factors, lambda grad: (seen.append(grad), grad / 2)[1])
-    halves = iter([grad / 2 for grad in seen])
-    without.step_rotations({}, factors, lambda grad: grad + next(halves))
+def test_parts_of_a_batch_add_up() -> None:
+    """As ranks do, of which one has a task less."""
+    roto, grads = _roto(), _grads(0)
+    grads["seg"][1] = 0
+    first = {task: grad[:1] for task, grad in grads.items()}
+    second = {task: grad[1:] for task, grad in grads.items() if task != "seg"}
+    torch.testing.assert_close(roto.gram(first) + roto.gram(second), roto.gram(grads))
+    norms = roto.gram(grads).diagonal()
+    parts = roto.products(first, norms) + roto.products(second, norms) + roto.products({}, norms)
+    torch.testing.assert_close(parts, roto.products(grads, norms))
+
+
+def test_the_scale_of_the_losses_does_not_change_the_rotations() -> None:
+    one, other = _roto(), _roto()
+    for roto, scale in ((one, 1.0), (other, 1e-9)):
+        grads = {task: grad * scale for task, grad in _grads(0).items()}
+        norms = roto.gram(grads).diagonal()
+        roto.step(norms, roto.products(grads, norms))
     for task in TASKS:
-        torch.testing.assert_close(with_data.generators[task], without.generators[task], rtol=0, atol=0)
+        torch.testing.assert_close(one.generators[task], other.generators[task])
 
 
-def test_the_rate_falls_per_epoch_and_buffers_are_saved() -> None:
-    roto = _roto(decay=0.5)
-    roto.end_epoch()
-    assert roto.optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
-    roto.coefficients(torch.tensor([4.0, 9.0, 1.0]))
-    other = _roto(seed=1)
-    other.load_state_dict(roto.state_dict())
-    assert other.reference_norms.tolist() == [2.0, 3.0, 1.0]
-    assert int(other.num_steps) == 1
+def test_training_goes_on_from_a_state() -> None:
+    whole = _roto(decay=0.5, burn_in=3)
+    for number in range(5):
+        if number == 2:
+            whole.end_epoch()
+            other = _roto(seed=1, decay=0.5, burn_in=3)
+            other.load_state_dict(whole.state_dict())
+            other.load_training_state(copy.deepcopy(whole.training_state()))
+        for roto in (whole, other) if number >= 2 else (whole,):
+            grads = _grads(number)
+            norms = roto.gram(grads).diagonal()
+            roto.step(norms, roto.products(grads, norms))
+    assert other.num_steps == 5
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+    assert torch.equal(other.reference_norms, whole.reference_norms)
+    for task in TASKS:
+        assert torch.equal(other.generators[task], whole.generators[task])
+
+
+def test_a_copy_is_trained_for_itself() -> None:
+    roto = _roto()
+    other = copy.deepcopy(roto)
+    grads, before = _grads(0), roto.rotation("det")
+    norms = other.gram(grads).diagonal()
+    other.step(norms, other.products(grads, norms))
+    assert torch.equal(roto.rotation("det"), before)
+    assert not torch.equal(other.rotation("det"), before)
+
+
+def _state_of_another_size() -> None:
+    small = _roto(size=3)
+    small.step(torch.ones(3), torch.ones(3, 3, 3, dtype=torch.float64))
+    _roto().load_training_state(small.training_state())
 
 
 @pytest.mark.parametrize(
@@ -166,9 +256,11 @@ def test_the_rate_falls_per_epoch_and_buffers_are_saved() -> None:
         (lambda: RotoGrad(tasks=TASKS, size=0), "size is 0"),
         (lambda: RotoGrad(tasks=TASKS, size=3, lr=0.0), "lr is 0"),
         (lambda: RotoGrad(tasks=TASKS, size=3, decay=1.5), "decay is 1.5"),
+        (lambda: RotoGrad(tasks=TASKS, size=3, burn_in=-1), "burn_in is -1"),
         (lambda: _roto().rotate(torch.ones(1, 4), "box"), "no task 'box'"),
+        (lambda: _roto().rotate(torch.ones(1, 4, 5), "det"), "vectors of 4 numbers"),
         (lambda: _roto().coefficients(torch.tensor([1.0, torch.nan, 1.0])), "not finite"),
-        (lambda: _roto().rotation_loss({}, torch.ones(3)), "no task's gradient"),
+        (_state_of_another_size, "don't fit"),
     ],
 )
 def test_bad_input_is_refused(call: object, message: str) -> None:

@@ -13,6 +13,7 @@ from perception.registry import MODELS
 from tests.models.small import collate, make_item
 
 QUICK = ("sum", "pcgrad", "mclgs", "amtl")
+ELSEWHERE = ("graddrop", "connection_strength", "cross_stitch", "recon", "recon_scores", "rotograd")
 KPI = {"cls": 0.2, "box": 0.5, "velocity": 0.7, "seg": 0.3}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "constant": {"weights": {"cls": 1.0, "box": 2.0, "velocity": 0.5, "seg": 3.0}},
@@ -77,7 +78,7 @@ def test_decoder_and_trunk_are_shared_by_different_tasks(world: dict[str, Any]) 
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in balancer_names()
-        if name not in ("graddrop", "connection_strength", "recon", "recon_scores")
+        if name not in ELSEWHERE
     ],
 )
 def test_update_equals_the_slow_way(world: dict[str, Any], name: str) -> None:
