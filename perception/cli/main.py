@@ -13,6 +13,7 @@ from perception.cli import (
     check,
     compare,
     config,
+    convert_checkpoint,
     data,
     doctor,
     exit_codes,
@@ -23,7 +24,21 @@ from perception.cli import (
     visualize,
 )
 
-_VERBS = (train, test, predict, compare, data, browse, check, doctor, config, visualize, report, bench)
+_VERBS = (
+    train,
+    test,
+    predict,
+    compare,
+    data,
+    browse,
+    check,
+    doctor,
+    config,
+    convert_checkpoint,
+    visualize,
+    report,
+    bench,
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ VERBS = (
     "check",
     "doctor",
     "config",
+    "convert-checkpoint",
     "visualize",
     "report",
     "bench",

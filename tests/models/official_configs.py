@@ -62,5 +62,14 @@ def convert_head_config(official: dict[str, Any]) -> dict[str, Any]:
             "type": SegHead,
             **bev,
             "map_resolution": official["map_grid_conf"]["xbound"][2],
+            "upstream_compat": {
+                "map_divisors": [_outermost(official, "xbound"), _outermost(official, "ybound")]
+            },
         }
     return parts
+
+
+def _outermost(official: dict[str, Any], axis: str) -> float:
+    """Where upstream takes the outermost BEV cells' centres to be, metres."""
+    low, _, step = official["det_grid_conf"][axis]
+    return -(low + step / 2)
