@@ -27,7 +27,7 @@ _FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _REPOSITORY_FILE = re.compile(r"(?:tools|perception|configs|tests|docs|projects)/[\w./-]+\.\w+")
-_FILES = {"model.safetensors"}
+_FILES = {"model.safetensors", "model.pth"}
 _LAUNCHER = "-m perception.cli.main "
 _DIST_TRAIN = re.compile(r"bash tools/dist_train\.sh (\S+) \S+(.*)")
 
