@@ -177,10 +177,9 @@ def check_a_step(build: Callable[[], BEVFormer], items: list[dict[str, Any]], **
             torch.testing.assert_close(state[_of(name, group, state)], value, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_a_training_step(per_channel: bool) -> None:
+def test_a_training_step() -> None:
     """Two samples of two frames, with every head and auxiliary loss."""
-    check_a_step(small, [make_item(0), make_item(1, num_boxes=3)], per_channel=per_channel)
+    check_a_step(small, [make_item(0), make_item(1, num_boxes=3)], per_channel=True)
 
 
 @pytest.mark.slow
