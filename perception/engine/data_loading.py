@@ -3,6 +3,7 @@
 import inspect
 import os
 import random
+import signal
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from perception.engine.epoch_dataset import EpochDataset
 from perception.engine.epoch_sampler import EpochSampler
+from perception.engine.hooks.signal_hook import STOP_SIGNALS
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
 from perception.utils import stable_seed
 
@@ -88,9 +90,11 @@ def _resolve_collate(config: Any) -> Any:
 
 
 def _init_worker(worker_id: int, *, seed: int) -> None:
-    # A signal sent to the whole process group must not take the workers away while the main process finishes its step.
-    # They end when it closes its loader or dies.
+    # A signal to the process group, or to each process of a job, must not take the workers away while the main process
+    # finishes its step. They end when it closes its loader or dies.
     os.setpgid(0, 0)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     worker_seed = stable_seed(seed, worker_id)
     random.seed(worker_seed)
     np.random.seed(worker_seed % 2**32)

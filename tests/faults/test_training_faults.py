@@ -1,5 +1,6 @@
 """F6 to F8 and F17 on one rank: signals, non-finite steps, one work directory for one run."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -53,6 +54,25 @@ def test_signal_saves_and_exits_143(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     toy_world.assert_same(
         toy_world.fingerprint(tmp_path / "whole"), toy_world.fingerprint(tmp_path / "parts")
     )
+
+
+def test_a_signal_to_every_process_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a job manager sends it: to the loader's workers as well, which go on until the step is done."""
+    real = toy_world.ToyModel.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if runner.iter == 6 and self.training:
+            workers = [child.pid for child in multiprocessing.active_children()]
+            assert workers
+            # From another process: workers leave in peace when their parent tells them to.
+            subprocess.run(["kill", "-TERM", *map(str, (*workers, os.getpid()))], check=True)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(toy_world.ToyModel, "forward", forward)
+    runner = build(tmp_path, train_dataloader__num_workers=2)
+    with pytest.raises(TrainingTerminated):
+        runner.train()
+    assert load_checkpoint(tmp_path).step == 7
 
 
 def test_signal_during_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
