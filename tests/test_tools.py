@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -51,3 +52,18 @@ def test_digits_result_names_neither_machine_nor_path(monkeypatch, tmp_path):
     assert result["command"] == "python tools/bench_digits.py --methods sum --seeds 1 --epochs 1"
     assert set(result["hardware"]) == {"cpu", "threads", "python", "packages"}
     assert run(monkeypatch, "bench_digits.py", "--methods", "summ") == 2
+
+
+def test_parity_table_measures_a_folder(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "parity.md"
+    assert run(monkeypatch, "parity_table.py", "--folder", tmp_path) == 4
+    assert "no parity fixture" in capsys.readouterr().err
+    turned = np.arange(6.0, dtype=np.float32).reshape(1, 2, 3)
+    arrays = {"0/input": turned, "0/angle_deg": np.array(180.0), "0/center_xy": np.array([1.5, 1.0])}
+    (tmp_path / "turn.json").write_text("{}")
+    np.savez(tmp_path / "turn.npz", **arrays, **{"0/output": turned[:, ::-1, ::-1]})
+    assert run(monkeypatch, "parity_table.py", "--folder", tmp_path, "--out", page) == 0
+    assert "| rotated history | 0 | exact |" in page.read_text()
+    np.savez(tmp_path / "turn.npz", **arrays, **{"0/output": turned})
+    assert run(monkeypatch, "parity_table.py", "--folder", tmp_path) == 1
+    assert "| rotated history | **6** | exact |" in capsys.readouterr().out

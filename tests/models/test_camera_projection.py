@@ -5,7 +5,6 @@ from torch.testing import assert_close
 from perception.models.camera_projection import pillar_points, plan_cameras, project_pillars
 from perception.models.spatial_cross_attention import SpatialCrossAttention
 from perception.structures import BEVGrid, project_points
-from tests.models.parity_fixtures import read_arrays
 from tests.models.small import IMAGE, ring_of_cameras
 
 GRID = BEVGrid((-40.0, -30.0, -5.0, 60.0, 34.0, 3.0), 8, 10)
@@ -32,19 +31,6 @@ def test_projection_is_that_of_structures():
     assert torch.equal(mask[0], inside)
     assert 0 < int(mask.sum()) < mask.numel()
     assert_close(reference[0][mask[0]] * torch.tensor([IMAGE[1], IMAGE[0]]), uv[inside], atol=1e-3, rtol=1e-5)
-
-
-def test_official_numbers_at_tiny_size():
-    arrays = read_arrays("micro_point_sampling_tiny")
-    keys = sorted(arrays)
-    lidar2img = next(arrays[key] for key in keys if "lidar2img" in key)
-    mask_key = next(key for key in keys if "bev_mask" in key)
-    reference_key = next(key for key in keys if "reference_points_cam" in key)
-    grid = BEVGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), 50, 50)
-    reference, mask = project_pillars(pillar_points(grid, 4), lidar2img[None], (480, 800))
-    expected = arrays[mask_key][:, 0].bool()
-    assert torch.equal(mask[0], expected)
-    assert_close(reference[0][expected], arrays[reference_key][:, 0][expected], atol=5e-6, rtol=0)
 
 
 def test_static_plan_gives_the_same_attention():
