@@ -168,8 +168,8 @@ def _refuse_other_files(path: Path) -> None:
     if path.suffix in names.PICKLE_SUFFIXES or path.name in names.PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{path.name} is refused: {path.suffix or path.name} files are pickles, which can run code when they are "
-            "loaded, and there is no switch that loads them. `perception convert-checkpoint` turns official BEVFormer "
-            "checkpoints into .safetensors safely; convert others yourself where you trust them",
+            "loaded, and there is no switch that loads them. Convert it to .safetensors where you trust it; official "
+            "BEVFormer checkpoints `perception convert-checkpoint` converts without running anything",
             path=path,
         )
     raise CheckpointError(

@@ -15,7 +15,7 @@ from perception.registry import MODELS
 from perception.structures import CLASS_NAMES
 from perception.utils import sha256_file
 from tests.models.official_configs import convert_model_config
-from tests.models.parity_fixtures import read_arrays
+from tests.models.parity_fixtures import convert_boxes, read_arrays
 from tests.models.small import small_config
 from tests.parity import require
 
@@ -117,6 +117,11 @@ def test_fixture_there_and_back(name, tmp_path, capsys):
     near(outputs["bev"].flatten(0, 1), arrays[f"{prefix}/bev_embed"].flatten(0, -2), 1e-4)
     near(outputs["boxes"].cls_scores, arrays[f"{prefix}/all_cls_scores"], 1e-4 if "h_" in name else 2e-5)
     near(outputs["boxes"].codes, convert_code(arrays[f"{prefix}/all_bbox_preds"]), 2e-4)
+    decoded = model.box_head.predict(outputs["boxes"])[0]
+    key = "outputs/test/frame1/boxes_bottom" if "h_" in name else "outputs/decode/bboxes_bottom"
+    boxes = convert_boxes(arrays[key])
+    boxes[:, 6] = torch.atan2(boxes[:, 6].sin(), boxes[:, 6].cos())
+    near(decoded.boxes, boxes, 2e-4)
     if "e_" in name:
         near(outputs["seg_logits"], arrays["outputs/head/seg_preds"], 1e-4)
 
