@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from perception.structures import CAMERA_NAMES, compose_lidar2img, ego_motion
+from perception.structures import CAMERA_NAMES, compose_lidar2img, ego_motion, upstream_ego_motion
 from perception.utils import DataError
 
 
 def frame_fields(
-    info: Mapping[str, Any], prev_info: Mapping[str, Any] | None, *, data_root: str
+    info: Mapping[str, Any],
+    prev_info: Mapping[str, Any] | None,
+    *,
+    data_root: str,
+    upstream_can_bus: bool = False,
 ) -> dict[str, Any]:
     """One frame of the queue.
 
@@ -19,6 +23,7 @@ def frame_fields(
         info: entry of the index.
         prev_info: entry of the frame that its motion is measured against; None where there is none.
         data_root: the nuScenes root.
+        upstream_can_bus: the motion is `upstream_ego_motion`.
 
     Returns:
         sample_token, img_paths {camera: path}, img_sizes {camera: (width, height) or None}, lidar2img (N, 4, 4) float64
@@ -37,17 +42,19 @@ def frame_fields(
             sample_token=token,
         )
     ego2global, lidar2ego = _poses(info)
+    previous = None if prev_info is None else _poses(prev_info)[0]
+    can = _can_bus(info)
+    motion = (
+        upstream_ego_motion(previous, ego2global, can)
+        if upstream_can_bus
+        else ego_motion(previous, ego2global, lidar2ego, can)
+    )
     return {
         "sample_token": token,
         "img_paths": {camera: os.path.join(data_root, images[camera]["img_path"]) for camera in CAMERA_NAMES},
         "img_sizes": {camera: _image_size(images[camera]) for camera in CAMERA_NAMES},
         "lidar2img": np.stack([_lidar2img(images[camera], camera, token) for camera in CAMERA_NAMES]),
-        "ego_motion": ego_motion(
-            None if prev_info is None else _poses(prev_info)[0],
-            ego2global,
-            lidar2ego,
-            _can_bus(info),
-        ),
+        "ego_motion": motion,
         "has_prev": prev_info is not None,
     }
 

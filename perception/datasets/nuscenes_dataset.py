@@ -40,6 +40,8 @@ class NuScenesBEVDataset(BaseDataset):
             "consecutive" takes those just before it.
         class_names: detection classes in the order of their labels; other boxes are dropped.
         use_only_valid: drop boxes without LiDAR and radar points; None means in training only.
+        upstream_can_bus: motion as upstream makes it (`perception.structures.upstream_ego_motion`), for weights trained
+            with it; not together with BEV augmentations, which upstream does not have.
         on_error: "strict" raises at a defective sample; "skip" takes the next one instead, at most one in a thousand.
             In test mode nothing is ever skipped.
         seed: seed of the history and of the augmentation; a run gives its `randomness.seed` unless it is set here.
@@ -65,6 +67,7 @@ class NuScenesBEVDataset(BaseDataset):
         history: Literal["random", "consecutive"] = "random",
         class_names: Sequence[str] = CLASS_NAMES,
         use_only_valid: bool | None = None,
+        upstream_can_bus: bool = False,
         on_error: Literal["strict", "skip"] = "strict",
         seed: int = 0,
         test_mode: bool = False,
@@ -86,6 +89,7 @@ class NuScenesBEVDataset(BaseDataset):
         self.history = history
         self.class_names = tuple(class_names)
         self.use_only_valid = not test_mode if use_only_valid is None else use_only_valid
+        self.upstream_can_bus = upstream_can_bus
         self.on_error = on_error
         self.seed = seed
         # In shared memory: workers that stay alive between epochs see the new epoch and each other's skipped samples.
@@ -285,5 +289,12 @@ class NuScenesBEVDataset(BaseDataset):
             prev_info = None
             if before is not None and has_prev:
                 prev_info = infos[before] if before in infos else self._samples[before]
-            frames.append(frame_fields(infos[frame], prev_info, data_root=self.data_root))
+            frames.append(
+                frame_fields(
+                    infos[frame],
+                    prev_info,
+                    data_root=self.data_root,
+                    upstream_can_bus=self.upstream_can_bus,
+                )
+            )
         return frames

@@ -2,7 +2,13 @@
 
 from perception.structures.boxes import CODE_SIZE, box_corners, decode_boxes, encode_boxes, points_in_boxes
 from perception.structures.cameras import MIN_DEPTH, compose_lidar2img, project_points, resize_matrix
-from perception.structures.ego_motion import EGO_MOTION_SIZE, bev_shift, ego_motion, heading
+from perception.structures.ego_motion import (
+    EGO_MOTION_SIZE,
+    bev_shift,
+    ego_motion,
+    heading,
+    upstream_ego_motion,
+)
 from perception.structures.grids import BEVGrid, MapGrid
 from perception.structures.names import CAMERA_NAMES, CLASS_NAMES, FILLED_MAP_CLASSES, MAP_CLASSES
 
@@ -26,4 +32,5 @@ __all__ = [
     "points_in_boxes",
     "project_points",
     "resize_matrix",
+    "upstream_ego_motion",
 ]

@@ -10,7 +10,7 @@
 
 Two deliberate differences from upstream: translation and heading are those of the *LiDAR* (its origin, and its y axis),
 because the bird's-eye-view grid is centred on it; and all four quaternion entries are filled (upstream wrote w
-into each).
+into each). `upstream_ego_motion` is upstream's vector, for weights that were trained with it.
 """
 
 import math
@@ -71,6 +71,41 @@ def ego_motion(
         change = math.degrees(motion[YAW] - heading(previous))
         motion[YAW_CHANGE_DEGREES] = 180.0 - (180.0 - change) % 360.0
     return motion
+
+
+def upstream_ego_motion(
+    ego2global_prev: np.ndarray | None, ego2global_cur: np.ndarray, can: np.ndarray | None = None
+) -> np.ndarray:
+    """The motion vector as upstream's data set makes it.
+
+    *Source*: BEVFormer's `get_data_info` and `union2one`: translation of the ego's origin; w in all four entries of the
+    quaternion; heading of the ego's x axis in [0, 2π) and its change in degrees, near ±360 where the heading wraps.
+
+    Args:
+        ego2global_prev: (4, 4) pose of the previous frame, or None for the first one (then no motion).
+        ego2global_cur: (4, 4) pose of this frame.
+        can: (9,) acceleration, rotation rate, velocity, or None.
+
+    Returns:
+        (18,), float64.
+
+    Example:
+        >>> upstream_ego_motion(None, np.eye(4))[3:7].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    motion = np.zeros(EGO_MOTION_SIZE)
+    motion[QUATERNION] = Rotation.from_matrix(ego2global_cur[:3, :3]).as_quat(canonical=True)[3]
+    if can is not None:
+        motion[CAN] = can
+    motion[YAW] = _ego_heading(ego2global_cur)
+    if ego2global_prev is not None:
+        motion[TRANSLATION] = ego2global_cur[:3, 3] - ego2global_prev[:3, 3]
+        motion[YAW_CHANGE_DEGREES] = math.degrees(motion[YAW] - _ego_heading(ego2global_prev))
+    return motion
+
+
+def _ego_heading(ego2global: np.ndarray) -> float:
+    return math.atan2(ego2global[1, 0], ego2global[0, 0]) % (2 * math.pi)
 
 
 def bev_shift(motion: Tensor, grid: BEVGrid) -> Tensor:

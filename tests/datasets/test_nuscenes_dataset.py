@@ -17,7 +17,7 @@ from perception.datasets import (
     PackBEVInputs,
 )
 from perception.registry import DATASETS
-from perception.structures import CLASS_NAMES
+from perception.structures import CLASS_NAMES, upstream_ego_motion
 from perception.utils import DataError
 
 GRID = {"x_range": [-15.0, 15.0], "y_range": [-30.0, 30.0], "resolution": 0.3}
@@ -108,6 +108,15 @@ def test_motion_is_that_against_the_frame_before_in_the_queue(build):
     np.testing.assert_allclose(motion[:3], poses[1][:3, 3] - poses[0][:3, 3])
     assert abs(motion[17] - np.degrees(0.1)) < 0.1
     assert not later["frames"][0]["ego_motion"][[0, 1, 2, 17]].any()
+
+
+def test_upstreams_motion_by_switch(build):
+    item, ours = (build(test_mode=True, pipeline=[raw], upstream_can_bus=flag)[5] for flag in (True, False))
+    poses = [np.array(build(pipeline=[raw]).get_data_info(idx)["ego2global"]) for idx in (4, 5)]
+    motion = item["frames"][0]["ego_motion"]
+    np.testing.assert_allclose(motion, upstream_ego_motion(*poses, ours["frames"][0]["ego_motion"][7:16]))
+    assert len(set(motion[3:7])) == 1
+    assert len(set(ours["frames"][0]["ego_motion"][3:7])) == 4
 
 
 def test_evaluation_item_is_one_frame_with_its_motion(build):

@@ -9,7 +9,7 @@ import pytest
 from nuscenes.map_expansion.map_api import NuScenesMap
 from scipy.spatial.transform import Rotation
 
-from perception.datasets import NuScenesVectorMap
+from perception.datasets import LoadBEVMap, NuScenesVectorMap
 from perception.datasets.vector_map import BOUNDARY, DIVIDER, PED_CROSSING, map_path
 from perception.structures import MapGrid
 from perception.utils import DataError
@@ -210,3 +210,30 @@ def test_the_parsed_file_is_dropped_and_read_again_when_needed(tiny_root):
     fresh = NuScenesVectorMap(tiny_root, LOCATION)
     np.testing.assert_array_equal(fresh.rasterise(MapGrid(), pose, filled=True), filled)
     np.testing.assert_array_equal(fresh.rasterise(MapGrid(), pose), lines)
+
+
+def test_upstreams_map_lies_around_the_ego(tiny_root):
+    # The LiDAR is 0.94 m ahead of the ego's origin; the car drives along +x towards the crossing at x 212…216.
+    lidar2ego = lidar_pose(0.94, 0.0, 0.02)
+    ego2global = np.eye(4)
+    ego2global[:3, :3] = Rotation.from_euler("ZYX", [0.1, 0.03, -0.02]).as_matrix()
+    ego2global[:3, 3] = (199.06, 207.0, 0.5)
+    results = {
+        "data_root": tiny_root,
+        "map_location": LOCATION,
+        "sample_token": "a",
+        "ego2global": ego2global,
+        "lidar2ego": lidar2ego,
+        "bev_aug": np.eye(4),
+    }
+    ours, upstream = (
+        LoadBEVMap(grid=MapGrid(), center=center, cache_dir=None)(results)["gt_bev_seg"]
+        for center in ("lidar", "ego")
+    )
+    drawn = NuScenesVectorMap(tiny_root, LOCATION)
+    assert np.array_equal(ours, drawn.rasterise(MapGrid(), ego2global @ lidar2ego, ground_z=ego2global[2, 3]))
+    assert np.array_equal(upstream, drawn.rasterise(MapGrid(), lidar_pose(199.06, 207.0, 0.1)))
+    first = [int((target[105] == PED_CROSSING).nonzero()[0][0]) for target in (ours, upstream)]
+    assert (first[1] - first[0]) * 0.15 == pytest.approx(0.94, abs=0.3)  # further ahead, seen from the ego
+    with pytest.raises(ValueError, match="center"):
+        LoadBEVMap(grid=MapGrid(), center="world")

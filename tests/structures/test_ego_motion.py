@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from perception.structures import BEVGrid, bev_shift, ego_motion
+from perception.structures import BEVGrid, bev_shift, ego_motion, upstream_ego_motion
 
 GRID = BEVGrid((-40.0, -30.0, -5.0, 60.0, 34.0, 3.0), bev_h=16, bev_w=24)
 # The real rig's: the LiDAR's y axis is the vehicle's forward x axis.
@@ -55,3 +55,33 @@ def test_shift_equals_upstream(parity_folder: Path) -> None:
     arrays = np.load(parity_folder / "fixtures" / "b_hist_16x24_asym.npz", allow_pickle=False)
     motion = torch.from_numpy(arrays["inputs/frame0/can_bus"]).double().reshape(1, 18)
     np.testing.assert_allclose(bev_shift(motion, GRID).numpy(), arrays["outputs/enc/shift"], atol=3e-6)
+
+
+def test_upstreams_vector_differs_where_it_is_said_to() -> None:
+    before, now = pose(10, 20, math.radians(-1.0)), pose(13, 24, math.radians(2.0))
+    ours, upstream = ego_motion(before, now, LIDAR2EGO), upstream_ego_motion(before, now)
+    assert upstream[:3].tolist() == [3, 4, 0]  # the ego's origin; the LiDAR turns about it
+    assert abs(ours[:2] - upstream[:2]).max() > 0.01
+    assert upstream[3:7] == pytest.approx([math.cos(math.radians(1.0))] * 4)
+    assert upstream[16] == pytest.approx(ours[16]) == pytest.approx(math.radians(2.0))
+    assert (ours[17], upstream[17]) == (pytest.approx(3.0), pytest.approx(-357.0))
+    behind = pose(0, 0, math.radians(-10.0))
+    assert upstream_ego_motion(None, behind)[16] == pytest.approx(math.radians(350.0))
+    assert upstream_ego_motion(None, behind, np.arange(9.0))[7:].tolist()[:9] == list(range(9))
+
+
+@pytest.mark.data
+def test_upstreams_vector_is_that_of_the_official_detector(parity_folder: Path) -> None:
+    arrays = np.load(parity_folder / "fixtures" / "h_full_detector_mini.npz", allow_pickle=False)
+    previous = None
+    for frame in range(3):
+        absolute = arrays[f"inputs/frame{frame}/can_bus_absolute"]
+        current = pose(absolute[0], absolute[1], absolute[16])
+        motion = upstream_ego_motion(previous, current, absolute[7:16])
+        expected = arrays[f"outputs/train/frame{frame}/can_bus_delta"]
+        assert (
+            len(set(expected[3:7])) == len(set(motion[3:7])) == 1
+        )  # one number in all four; drawn, in the fixture
+        motion[3:7] = expected[3:7]
+        np.testing.assert_allclose(motion, expected, atol=1e-9)
+        previous = current

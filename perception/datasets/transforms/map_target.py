@@ -1,5 +1,6 @@
 """The map target of the current sample."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ class LoadBEVMap(BEVTransform):
 
     Args:
         grid: pixels of the target, a `MapGrid` or its arguments.
+        center: the map lies around the LiDAR, as the BEV features do; or around the ego's origin, 0.94 m behind it on
+            nuScenes' car, level and along the ego's heading, as Bin-ze draws it (for weights trained with it).
         filled: fill crossings and drivable area instead of drawing lines, see `NuScenesVectorMap.rasterise`.
         on_missing: what to do with a sample whose map expansion is not there: "error", or "skip" (no target).
         map_root: folder that holds `maps/expansion`; None takes the dataset's root.
@@ -29,18 +32,21 @@ class LoadBEVMap(BEVTransform):
 
     Raises:
         DataError: the map expansion is missing or damaged.
-        ValueError: an unknown `on_missing`.
+        ValueError: an unknown `center` or `on_missing`.
     """
 
     def __init__(
         self,
         *,
         grid: MapGrid | Mapping[str, Any],
+        center: Literal["lidar", "ego"] = "lidar",
         filled: bool = False,
         on_missing: Literal["error", "skip"] = "error",
         map_root: str | None = None,
         cache_dir: str | None = "auto",
     ) -> None:
+        if center not in ("lidar", "ego"):
+            raise ValueError(f"center must be 'lidar' or 'ego', got {center!r}.")
         if on_missing not in ("error", "skip"):
             raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
         if isinstance(grid, Mapping):
@@ -51,6 +57,7 @@ class LoadBEVMap(BEVTransform):
             }
             grid = MapGrid(**settings)
         self._grid = grid
+        self._center = center
         self._filled = filled
         self._on_missing = on_missing
         self._map_root = map_root
@@ -76,17 +83,18 @@ class LoadBEVMap(BEVTransform):
                 "LoadBEVMap(on_missing='skip').",
                 sample_token=results["sample_token"],
             )
-        lidar2global = results["ego2global"] @ results["lidar2ego"]
-        ground_z = float(results["ego2global"][2, 3])
+        ego2global = results["ego2global"]
+        map2global = _level_frame(ego2global) if self._center == "ego" else ego2global @ results["lidar2ego"]
+        ground_z = float(ego2global[2, 3])
         if np.array_equal(results["bev_aug"], np.eye(4)):
             cache = self._cache(root, location, results["data_root"])
             target = cache.get(
                 results["sample_token"],
-                np.append(lidar2global, ground_z),
-                lambda: self._draw(root, location, lidar2global, ground_z),
+                np.append(map2global, ground_z),
+                lambda: self._draw(root, location, map2global, ground_z),
             )
         else:
-            augmented = lidar2global @ np.linalg.inv(results["bev_aug"])
+            augmented = map2global @ np.linalg.inv(results["bev_aug"])
             target = self._draw(root, location, augmented, ground_z)
         return {**results, "gt_bev_seg": target}
 
@@ -112,3 +120,13 @@ class LoadBEVMap(BEVTransform):
                 folder=folder, grid=self._grid, filled=self._filled, map_file=map_path(root, location)
             )
         return self._caches[location]
+
+
+def _level_frame(ego2global: np.ndarray) -> np.ndarray:
+    """(4, 4): x right, y forward, z up → global, at the ego's origin and without its tilt."""
+    heading = math.atan2(ego2global[1, 0], ego2global[0, 0])
+    cos, sin = math.cos(heading), math.sin(heading)
+    frame = np.eye(4)
+    frame[:2, :2] = [[sin, cos], [-cos, sin]]
+    frame[:3, 3] = ego2global[:3, 3]
+    return frame
