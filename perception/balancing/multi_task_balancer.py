@@ -77,6 +77,7 @@ class MultiTaskBalancer(Balancer):
         self.task_names: tuple[str, ...] = ()
         self.generator = torch.Generator()
         self._last: dict[str, Tensor] = {}
+        self._has_combined = False
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -134,6 +135,7 @@ class MultiTaskBalancer(Balancer):
         scales = self._scales(len(losses))
         weights = self.weighting.weights(losses.detach().double().cpu() * scales, present)
         self._last = {"weights": weights, "present": present.cpu()}
+        self._has_combined = False
         return (scales if self.is_geometric else weights * scales).to(losses)
 
     def combine(self, losses: Tensor, present: Tensor, gram: Tensor | None) -> Tensor:
@@ -148,7 +150,8 @@ class MultiTaskBalancer(Balancer):
             raise ValueError(f"{self} needs the Gram matrix of the weighted task gradients")
         self.weighting.observe(values / safe, mask, safe, matrix)
         factors = mask.double()
-        for stage in self.combination if num_present > 1 else ():
+        self._has_combined = num_present > 1
+        for stage in self.combination if self._has_combined else ():
             if isinstance(stage, GramWeighting):
                 assert matrix is not None
                 factors = (
@@ -169,11 +172,10 @@ class MultiTaskBalancer(Balancer):
     def report(self) -> dict[str, Any]:
         """What the last step did: see `describe_step`, and each component's own report by its class name.
 
-        Where the losses were weighed and nothing was combined since, the stages did nothing and report nothing.
+        Where the losses were only weighed, or one task alone was present, the stages did nothing and report nothing.
         """
         report = describe_step(self.task_names, self._scales(len(self.task_names)), self._last)
-        is_only_weighed = "weights" in self._last and "coefficients" not in self._last
-        for component in (self.weighting,) if is_only_weighed else self.components:
+        for component in self.components if self._has_combined else (self.weighting,):
             for part in (component, *component.parts()):
                 found = part.report()
                 if found:

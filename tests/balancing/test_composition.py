@@ -161,3 +161,21 @@ def test_bad_compositions():
         set_up(MultiTaskBalancer(scales={"segg": 1.0}))
     with pytest.raises(ValueError, match="needs the Gram matrix"):
         set_up(build_balancer("pcgrad")).combine(torch.ones(4), EVERYONE, None)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "wpcgrad", "mclgs"])
+def test_the_report_of_one_present_task_holds_nothing_of_an_earlier_step(name):
+    matrix = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
+    balancer = runs.built(name)
+    runs.update(balancer, matrix, torch.ones(4, dtype=torch.float64), EVERYONE)
+    (stage,) = balancer.combination
+    assert type(stage).__name__ in balancer.report()
+    alone = torch.tensor([False, True, False, False])
+    runs.update(balancer, matrix * alone[:, None], alone.double(), alone)
+    assert set(balancer.report()) == {
+        "weights",
+        "coefficients",
+        "grad_norms",
+        "cosines",
+        "conflict_share",
+    }
