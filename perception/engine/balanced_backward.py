@@ -292,7 +292,8 @@ class BalancedBackward:
             add_gradient(gradients, step, task, retain_graph=True)
         gradients.rows = sum_over_ranks(gradients.rows)
         gradients.reached = any_over_ranks(gradients.reached)
-        gram = gradients.gram(step.present) / step.loss_scale**2
+        # Of this micro-batch, not of its part in the window's mean.
+        gram = gradients.gram(step.present) / (step.factor * step.loss_scale) ** 2
         if not bool(gram.isfinite().all()):
             return {}  # an overflow: the update will be dropped and nothing reported
         return describe_gram(step.losses.task_names, gram, step.present, torch.ones(len(gram)))

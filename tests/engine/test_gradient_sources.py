@@ -260,6 +260,17 @@ def test_watching_changes_nothing_and_tells_the_cosines() -> None:
     assert len(report["cosines"]) == 6
 
 
+def test_watched_norms_do_not_depend_on_the_accumulation() -> None:
+    norms = []
+    for count in (1, 2):
+        net = Net()
+        wrapper = make(net, "sum", watch={"gram_interval": 1}, accumulative_counts=count)
+        for _ in range(count):
+            step(wrapper, net, batch(0))
+        norms.append(wrapper.last_step["balance"]["grad_norms"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-12)
+
+
 def test_report_says_what_the_step_did() -> None:
     net = Net()
     wrapper = make(net, "pcgrad")
