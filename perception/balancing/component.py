@@ -33,13 +33,15 @@ class Component:
     Attributes:
         state_names: attributes that a resume needs: tensors or JSON-able values.
         num_steps: optimiser steps taken so far.
-        generator: where random numbers come from; None is torch's global one.
+        generator: where random numbers come from; None is torch's global one. One of the component's own, given before
+            `setup`, is in its state; the balancer saves the one that it lends.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
     task_names: tuple[str, ...] = ()
     num_steps: int = 0
     generator: torch.Generator | None = None
+    _is_generator_lent: bool = False
 
     def parts(self) -> tuple["Component", ...]:
         """The components that this one holds."""
@@ -54,6 +56,7 @@ class Component:
         self.task_names = setting.task_names
         if self.generator is None:
             self.generator = setting.generator
+            self._is_generator_lent = True
         for part in self.parts():
             part.setup(setting)
 
@@ -97,6 +100,9 @@ class Component:
         for name in self.state_names:
             value = getattr(self, name)
             state[name] = value.clone() if isinstance(value, Tensor) else value
+        own = self._own_generator()
+        if own is not None:
+            state["generator"] = own.get_state()
         state["parts"] = [part.save_state() for part in self.parts()]
         return state
 
@@ -106,8 +112,10 @@ class Component:
         Raises:
             ValueError: the state belongs to another component.
         """
-        parts = self.parts()
+        parts, own = self.parts(), self._own_generator()
         wanted = {"type", "num_steps", "parts", *self.state_names}
+        if own is not None:
+            wanted.add("generator")
         if set(state) != wanted or state["type"] != type(self).__name__ or len(state["parts"]) != len(parts):
             raise ValueError(
                 f"the checkpoint holds the state of {state.get('type')!r} with {sorted(set(state) - {'type'})}, but "
@@ -117,5 +125,10 @@ class Component:
         for name in self.state_names:
             value = state[name]
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+        if own is not None:
+            own.set_state(state["generator"].cpu())
         for part, part_state in zip(parts, state["parts"], strict=True):
             part.load_state(part_state)
+
+    def _own_generator(self) -> torch.Generator | None:
+        return None if self._is_generator_lent else self.generator

@@ -105,6 +105,32 @@ def test_bad_priorities_are_found_before_the_first_step():
         balancer.setup(("det", "seg"), max_epochs=1, total_steps=1, seed=0)
 
 
+def test_a_generator_of_its_own_is_in_the_state():
+    def built(seed):
+        method = WPCGradWeighting(UniformPriority(), generator=torch.Generator().manual_seed(seed))
+        balancer = MultiTaskBalancer(combination=[method])
+        balancer.setup(("a", "b", "c", "d"), max_epochs=1, total_steps=1, seed=0)
+        return balancer
+
+    def orders(balancer):
+        gram, everyone = torch.eye(4, dtype=torch.float64), torch.ones(4, dtype=torch.bool)
+        found = []
+        for _ in range(6):
+            balancer.combine(torch.ones(4), everyone, gram)
+            found.append(balancer.report()["WPCGradWeighting"]["order"])
+        return found
+
+    whole, resumed = built(5), built(6)
+    orders(whole)
+    resumed.load_state_dict(whole.state_dict())
+    assert orders(resumed) == orders(whole)
+    lent = MultiTaskBalancer(combination=[WPCGradWeighting(UniformPriority())])
+    lent.setup(("a", "b", "c", "d"), max_epochs=1, total_steps=1, seed=0)
+    assert "generator" not in lent.state_dict()["components"][1]  # the balancer saves it
+    with pytest.raises(ValueError, match="Resume with the balancer that wrote it"):
+        lent.load_state_dict(whole.state_dict())
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="mode is 'first'; allowed: 'loop'"):
         WPCGradWeighting(UniformPriority(), mode="first")
