@@ -11,7 +11,13 @@ from perception.balancing.component import Component
 
 
 class Priority(Component):
-    """Base of the priorities. wPCGrad takes any object with `probabilities`."""
+    """Base of the priorities. wPCGrad takes any object with `probabilities`.
+
+    Attributes:
+        num_epochs: of the run that it takes where none was told to it, as when wPCGrad is called without `setup`.
+    """
+
+    num_epochs: int = 1
 
     @abstractmethod
     def probabilities(self) -> Tensor:

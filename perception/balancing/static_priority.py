@@ -77,6 +77,7 @@ class StaticPriority(Priority):
         else:
             self._spans = [(int(first), int(last), value) for first, last, value in schedule]
         self._check_spans()
+        self.num_epochs = self._spans[-1][1]
 
     def setup(self, setting: Setting) -> None:
         """Resolve the stages' probabilities for the tasks."""

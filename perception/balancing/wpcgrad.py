@@ -97,10 +97,13 @@ class WPCGradWeighting(GramWeighting):
     def _solve(self, gram: Tensor, task_idx: Tensor) -> Tensor:
         num_tasks = len(self.task_names) or (int(task_idx.max()) + 1)
         names = self.task_names or tuple(str(task) for task in range(num_tasks))
-        if isinstance(self.priority, Priority) and not self.priority.task_names:
-            # Called without setup, as TorchJD's weightings are: the tasks are numbers.
+        if isinstance(self.priority, Priority) and len(self.priority.task_names) != num_tasks:
+            # Called without setup, as TorchJD's weightings are: the tasks are numbers, another time perhaps more.
             generator = self.generator or torch.default_generator
-            self.priority.setup(Setting(task_names=names, max_epochs=1, total_steps=1, generator=generator))
+            epochs = self.priority.num_epochs
+            self.priority.setup(
+                Setting(task_names=names, max_epochs=epochs, total_steps=epochs, generator=generator)
+            )
         probabilities = as_probabilities(self.priority.probabilities(), names, "the priority")
         order = draw_order(probabilities[task_idx], self.generator)
         combinations, projections = self._project(gram, order)

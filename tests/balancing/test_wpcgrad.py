@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.balancing import MultiTaskBalancer, UniformPriority, WPCGradWeighting
+from perception.balancing import MultiTaskBalancer, StaticPriority, UniformPriority, WPCGradWeighting
 from perception.balancing.wpcgrad import draw_order
 from tests.balancing import cases, naive
 
@@ -97,6 +97,15 @@ def test_a_vanished_anchor_is_skipped():
 def test_bad_priorities(priority, message):
     with pytest.raises(ValueError, match=message):
         WPCGradWeighting(priority)(torch.eye(2))
+
+
+def test_any_number_of_tasks_one_after_the_other():
+    method = WPCGradWeighting(UniformPriority())
+    for num_tasks in (3, 2, 1, 4):
+        assert method(torch.eye(num_tasks)).tolist() == [1.0] * num_tasks
+    for num_tasks in (3, 2):  # a schedule for any number of tasks
+        staged = WPCGradWeighting(StaticPriority([(1, 2, "uniform"), (3, 4, "uniform")]))
+        assert staged(torch.eye(num_tasks)).tolist() == [1.0] * num_tasks
 
 
 def test_bad_priorities_are_found_before_the_first_step():
