@@ -154,8 +154,11 @@ class ParameterSource:
         self._check(gradients)
         weights = from_first_rank(self.balancer.weigh(self._losses, present))
         gradients.scale_(torch.where(present, weights, 0.0))
-        self.balancer.observe_gradients(gradients)
         gram = gradients.gram(present) if self.balancer.needs_gram else None
+        if gram is not None and not bool(gram.isfinite().all()):  # the squares overflowed
+            self._clear()
+            return (~gram.diagonal().isfinite()).nonzero().flatten().tolist(), []
+        self.balancer.observe_gradients(gradients)
         coefficients = from_first_rank(self.balancer.combine(weights * self._losses, present, gram))
         options = {"scale_heads": self.balancer.scale_heads}
         if self.balancer.needs_gradients:

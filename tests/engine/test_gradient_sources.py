@@ -315,6 +315,24 @@ def test_a_non_finite_gradient_of_another_source_is_dropped_and_named(source: st
     assert wrapper.num_updates == 1
 
 
+@pytest.mark.parametrize("name", ["sum", "pcgrad", "gradnorm"])
+def test_gradients_whose_squares_overflow_skip_the_update(name: str) -> None:
+    layer = nn.Linear(200, 200)
+    wrapper = BalancedOptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1), balancer=name)
+    wrapper.balanced.prepare(layer, ("a", "b"), max_epochs=1, total_steps=2, seed=0)
+    wrapper.balanced.begin_epoch(1)
+    before = layer.weight.detach().clone()
+    for scale in (3e18, 1.0):  # the gradient's elements are finite in float32, its squared norm is not
+        outputs = layer(torch.ones(4, 200))
+        losses = {"a": outputs.sum() * scale, "b": outputs.square().mean()}
+        wrapper.update_params(TaskLosses(losses, {t: torch.tensor(1.0) for t in losses}, ("a", "b")))
+        assert wrapper.last_step["skipped"] == (scale > 1)
+        if scale > 1:
+            assert torch.equal(layer.weight, before)
+            assert wrapper.last_step["non_finite"]["tasks"] == ([] if name == "sum" else ["a"])
+    assert not torch.equal(layer.weight, before)
+
+
 def test_a_non_finite_task_gradient_is_dropped_and_named() -> None:
     net = Net()
     wrapper = make(net, "pcgrad")
