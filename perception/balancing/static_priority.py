@@ -31,11 +31,11 @@ class StaticPriority(Priority):
             left out has 0). Epochs count from 1, stages follow each other without gap or overlap.
         favoured_probability: of the favoured task in the named schedules; the others share the rest evenly.
         tasks: names of the segmentation and the velocity task in the named schedules.
-        stretch: scale the stages to the run's number of epochs; without it the run must lie within the schedule.
+        stretch: scale the stages to the run's number of epochs; without it the run must end within the last stage.
 
     Raises:
         ValueError: at construction an unknown schedule or a gap or an overlap; at `setup` also an unknown task, a sum
-            other than 1, or a run that is longer than the schedule.
+            other than 1, or, without `stretch`, a run that ends before the last stage begins or after the schedule.
 
     Example:
         >>> priority = StaticPriority([(1, 2, [0.9, 0.1]), (3, 4, "uniform")])
@@ -82,12 +82,18 @@ class StaticPriority(Priority):
     def setup(self, setting: Setting) -> None:
         """Resolve the stages' probabilities for the tasks."""
         super().setup(setting)
-        last_epoch = self._spans[-1][1]
+        last_start, last_epoch, _ = self._spans[-1]
         factor = setting.max_epochs / last_epoch if self.stretch else 1.0
         if round(last_epoch * factor) < setting.max_epochs:
             raise ValueError(
                 f"the schedule ends with epoch {last_epoch}, but the run has {setting.max_epochs} epochs. Add a stage "
                 "for the rest, or set stretch=True"
+            )
+        if not self.stretch and setting.max_epochs < last_start:
+            raise ValueError(
+                f"the run ends with epoch {setting.max_epochs}, before the schedule's last stage begins with epoch "
+                f"{last_start}. Set stretch=True to scale the stages to the run, as in "
+                "priority=dict(name='static', schedule=..., stretch=True), or give stages of your own"
             )
         self._stages = [
             (round((first - 1) * factor) + 1, round(last * factor), self._vector(first, last, value))

@@ -49,6 +49,18 @@ def test_a_schedule_can_be_stretched():
     assert [at(short, epoch)[3] > 0.9 for epoch in range(1, 9)] == [True] * 5 + [False] * 3
 
 
+@pytest.mark.parametrize("max_epochs", [1, 15, 18])
+def test_a_run_that_never_comes_to_the_last_stage_is_refused(max_epochs):
+    message = f"run ends with epoch {max_epochs}, before the schedule's last stage begins with epoch 19.*stretch=True"
+    with pytest.raises(ValueError, match=message):
+        ready(StaticPriority("seg_to_vel"), max_epochs=max_epochs)
+    balancer = build_balancer("wpcgrad-vel-seg")
+    with pytest.raises(ValueError, match=message):
+        balancer.setup(TASKS, max_epochs=max_epochs, total_steps=10, seed=0)
+    assert at(ready(StaticPriority("seg_to_vel"), max_epochs=19), 19)[2] > 0.9
+    ready(StaticPriority("seg_to_vel", stretch=True), max_epochs=max_epochs)
+
+
 def test_a_mapping_of_spans():
     priority = ready(StaticPriority({(1, 2): {"seg": 1.0}, (3, 9): "uniform"}), max_epochs=9)
     assert at(priority, 2) == [0, 0, 0, 1]
