@@ -7,7 +7,7 @@ import torch
 from torchjd.scalarization import FAMO, IMTLL, STCH, UW
 from torchjd.scalarization import GeometricMean as TorchJDGeometricMean
 
-from perception.balancing import AchievementWeights, DynamicTaskWeights, GeometricMean
+from perception.balancing import AchievementWeights, DynamicTaskWeights, GeometricMean, build_balancer
 from perception.balancing.component import Setting
 from perception.balancing.famo import FAMOWeights
 from perception.balancing.learned_weights import IMTLLossWeights, UncertaintyWeights
@@ -148,6 +148,39 @@ def test_famo_is_torchjds_with_the_next_losses_as_those_after_the_update():
         weights.observe(losses, ALL, found, None)
         weights.end_step()
     assert float(found.std()) > 0
+
+
+def test_famo_learns_in_groups_as_it_does_on_each_group_alone():
+    """Connection strength weighs and combines one group after the other, then ends the step."""
+    parts = {"first": THREE[:2], "second": THREE[2:]}
+    spec = {"name": "connection_strength", "groups": parts, "weighting": "famo"}
+    groups, alone = build_balancer(spec), build_balancer("famo")
+    groups.setup(THREE, max_epochs=2, total_steps=10, seed=0)
+    alone.setup(THREE[:2], max_epochs=2, total_steps=10, seed=0)
+    for number in range(8):
+        losses = runs.batch(3 * number)[1][:3]
+        for present in (torch.tensor([True, True, False]), torch.tensor([False, False, True])):
+            weights = groups.weigh(losses * present, present)
+            groups.combine(weights * losses * present, present, None)
+        groups.end_step()
+        weights = alone.weigh(losses[:2], torch.tensor([True, True]))
+        alone.combine(weights * losses[:2], torch.tensor([True, True]), None)
+        alone.end_step()
+    assert torch.equal(groups.weighting.logits[:2], alone.weighting.logits)
+    assert groups.weighting.logits[0] != 0
+    assert groups.weighting.logits[2] == 0
+
+
+def test_famo_takes_the_fall_per_update_of_a_task_that_batches_lacked():
+    """The rare task falls as fast as the others, so nothing is to be learned."""
+    weights = ready(FAMOWeights(weight_decay=0.0))
+    for number in range(7):
+        present = torch.tensor([True, True, number % 3 == 0])
+        losses = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64) * 0.9**number * present
+        weights.observe(losses, present, weights.weights(losses, present), None)
+        weights.end_step()
+    assert weights.adam.counts.tolist() == [6, 6, 2]
+    assert weights.adam.first.abs().max() < 1e-6  # the moving average of the logits' gradients
 
 
 def test_absent_tasks_rest_in_the_adam():
