@@ -19,8 +19,8 @@ class Balancer:
     """The plain sum, and the base of every other method.
 
     Order of calls: `prepare` before the optimiser is built; `adopt`, then `setup` once; per epoch `begin_epoch` …
-    `end_epoch`; per micro-batch `weigh`, then `combine`; `end_step` after each optimiser step that was taken;
-    `update_kpis` after a validation.
+    `end_epoch`; per micro-batch `weigh`, then `combine` or `reuse`; `end_step` after each optimiser step that was
+    taken; `update_kpis` after a validation.
 
     Shapes: T is the number of declared tasks; vectors are in the order of `TaskLosses.task_names`. All inputs are the
     same on every rank: losses of the global batch, detached.
@@ -133,6 +133,9 @@ class Balancer:
             (T,) coefficients.
         """
         return torch.ones_like(losses)
+
+    def reuse(self, losses: Tensor, present: Tensor) -> None:
+        """In place of `combine` where an earlier update's coefficients are used again; arguments as there."""
 
     def combine_block(self, gradients: Tensor, present: Tensor) -> Tensor:
         """The update of one parameter, for methods with `needs_gradients`; called after `combine`.

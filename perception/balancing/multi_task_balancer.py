@@ -142,13 +142,10 @@ class MultiTaskBalancer(Balancer):
         """Coefficients (T,) of the weighted gradients; 0 for absent tasks."""
         num_present = int(present.sum())
         values, mask = losses.detach().double().cpu(), present.cpu()
-        weights = self._last.get("weights", torch.ones_like(values))
-        multiplied = torch.ones_like(values) if self.is_geometric else weights
-        safe = torch.where(multiplied > 0, multiplied, torch.ones_like(multiplied))
         matrix = None if gram is None else gram.detach().to("cpu", torch.float64)
         if self.needs_gram and matrix is None:
             raise ValueError(f"{self} needs the Gram matrix of the weighted task gradients")
-        self.weighting.observe(values / safe, mask, safe, matrix)
+        weights, multiplied = self._observe(values, mask, matrix)
         factors = mask.double()
         self._has_combined = num_present > 1
         for stage in self.combination if self._has_combined else ():
@@ -168,6 +165,11 @@ class MultiTaskBalancer(Balancer):
         if matrix is not None:
             self._last["gram"] = matrix
         return factors.to(losses)
+
+    def reuse(self, losses: Tensor, present: Tensor) -> None:
+        """Let the weighting learn from the losses; one that needs the Gram matrix rests."""
+        if not self.weighting.needs_gram:
+            self._observe(losses.detach().double().cpu(), present.cpu(), None)
 
     def report(self) -> dict[str, Any]:
         """What the last step did: see `describe_step`, and each component's own report by its class name.
@@ -203,6 +205,14 @@ class MultiTaskBalancer(Balancer):
     def __repr__(self) -> str:
         names = [type(component).__name__ for component in self.components]
         return f"{type(self).__name__}({' -> '.join(names)}, convention={self.convention!r})"
+
+    def _observe(self, values: Tensor, mask: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Show the step to the weighting; its weights (T,), and those that multiply losses and gradients."""
+        weights = self._last.get("weights", torch.ones_like(values))
+        multiplied = torch.ones_like(values) if self.is_geometric else weights
+        safe = torch.where(multiplied > 0, multiplied, torch.ones_like(multiplied))
+        self.weighting.observe(values / safe, mask, safe, matrix)
+        return weights, multiplied
 
     def _scales(self, num_tasks: int) -> Tensor:
         values = [self.scales.get(name, 1.0) for name in self.task_names] or [1.0] * num_tasks

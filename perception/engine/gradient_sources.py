@@ -289,6 +289,7 @@ class ReusedSource:
         """Backward."""
         assert self.coefficients is not None
         weights = from_first_rank(self.balancer.weigh(step.global_losses, step.present))
+        self.balancer.reuse(weights * step.global_losses, step.present)
         self.backward(step, weights, self.coefficients)
         return None
 

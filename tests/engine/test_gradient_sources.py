@@ -226,6 +226,25 @@ def test_between_refreshes_coefficients_are_reused(source: str, scale_heads: boo
     assert wrapper.balanced.state_dict()["coefficients"] != list(coefficients.values())
 
 
+@pytest.mark.parametrize("source", ["parameters", "features", "last_layer"])
+def test_loss_weights_learn_between_refreshes_too(source: str) -> None:
+    net = Net()
+    wrapper = make(net, "uncertainty+pcgrad", gradient_source=source, interval=4)
+    for seed in range(5):
+        step(wrapper, net, batch(seed))
+    assert wrapper.balancer.weighting.adam.counts.tolist() == [5.0] * 4
+    wrapper = make(net, {"name": "famo+mgda", "scales": {"seg": 3.0}}, gradient_source=source, interval=3)
+    for seed in range(5):
+        step(wrapper, net, batch(seed))
+        losses = [value * (3 if task == "seg" else 1) for task, value in wrapper.last_step["tasks"].items()]
+        assert wrapper.balancer.weighting.before.tolist() == pytest.approx(losses, rel=1e-12)
+    assert wrapper.balancer.weighting.adam.counts.tolist() == [4.0] * 4
+    wrapper = make(net, "gradnorm+pcgrad", gradient_source=source, interval=4)
+    for seed in range(5):  # its Gram matrix is there in the first and the fifth
+        step(wrapper, net, batch(seed))
+    assert wrapper.balancer.weighting.adam.counts.tolist() == [2.0] * 4
+
+
 def test_graddrop_keeps_one_sign_per_element_and_leaves_heads() -> None:
     net = Net()
     losses = task_losses(net, batch(0))
