@@ -35,7 +35,8 @@ class MultiTaskBalancer(Balancer):
         scale_heads: as `Balancer.scale_heads`; by default true if there is no Gram method or any has it in its paper.
 
     Raises:
-        ValueError: an unknown convention, a misplaced geometric mean, a scale that is not above 0.
+        ValueError: an unknown convention, a misplaced geometric mean or one of weights that learn from the norms of the
+            weighted gradients (GradNorm), a scale that is not above 0.
 
     Example:
         >>> from perception.balancing.pcgrad import PCGradWeighting
@@ -67,6 +68,12 @@ class MultiTaskBalancer(Balancer):
         self.weighting = weighting or LossWeighting()
         self.combination = tuple(combination)
         self.scales = dict(scales or {})
+        if self.is_geometric and self.weighting.needs_gram:
+            raise ValueError(
+                f"{type(self.weighting).__name__} learns from the norms of the gradients that its weights multiply, "
+                "but with a geometric mean they are exponents and multiply none: it would never see what they do, and "
+                "run to a limit. Use it without the geometric mean, or another weighting with it"
+            )
         own = [self.weighting.convention, *(stage.convention for stage in self.combination)]
         self.convention: Convention = convention or ("mean" if "mean" in own else "sum")
         stages = [stage for stage in self.combination if isinstance(stage, GramWeighting)]

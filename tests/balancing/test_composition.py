@@ -153,6 +153,13 @@ def test_the_report_gives_cosines_and_conflicts():
 def test_bad_compositions():
     with pytest.raises(ValueError, match="must be the first stage"):
         MultiTaskBalancer(combination=[PCGradWeighting(), GeometricMean()])
+    for spec in (
+        "gradnorm+geometric",
+        {"name": "cross_stitch", "weighting": "gradnorm", "combination": "geometric"},
+    ):
+        with pytest.raises(ValueError, match="GradNormWeights learns from the norms of the gradients"):
+            build_balancer(spec)
+    build_balancer("gradnorm+pcgrad")
     with pytest.raises(ValueError, match="convention is 'avg'"):
         MultiTaskBalancer(convention="avg")
     with pytest.raises(ValueError, match="scale of task 'seg' is 0"):
