@@ -109,6 +109,7 @@ def test_misspelt_key_at_any_level(options, tmp_path, capsys, key, right):
             '{"name": "connection_strength", "groups": {"det": ["cls", "box"], "seg": ["seg"]}}',
             "['velocity']",
         ),
+        ('{"name": "rotograd", "dcay": 0.9}', "Did you mean 'decay'"),
         ('{"name": "connection_strength", "trunk": ["img_backbon"]}', "has no submodules ['img_backbon']"),
     ],
 )

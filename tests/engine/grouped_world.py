@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from perception.balancing import TaskStreams
+from perception.balancing import RotoGrad, SharedFeatures, TaskStreams
 from perception.evaluation.gathered_metric import GatheredMetric
 from perception.models.task_losses import group_losses
 
@@ -35,6 +35,8 @@ class GroupedToyModel(BaseModel):
         self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, 1) for task in self.task_names})
         self.double()
         self.task_streams = TaskStreams()
+        self.shared_features, self.shared_width = SharedFeatures(), WIDTH
+        self.rotations: RotoGrad | None = None
         self._only: tuple[str, ...] = self.task_names
 
     @contextmanager
@@ -47,10 +49,11 @@ class GroupedToyModel(BaseModel):
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
         x = torch.stack(list(inputs)).to(self.heads["cls"].weight.dtype)
-        features = self.trunk(self.task_streams.repeat({"x": x})["x"])
-        outputs = {
-            task: self.heads[task](self.task_streams.rows(features, task))[:, 0] for task in self._only
-        }
+        (features,) = self.shared_features(self.trunk(self.task_streams.repeat({"x": x})["x"]))
+        reads = {task: self.task_streams.rows(features, task) for task in self._only}
+        if self.rotations is not None:
+            reads = {task: self.rotations.rotate(rows, task) for task, rows in reads.items()}
+        outputs = {task: self.heads[task](rows)[:, 0] for task, rows in reads.items()}
         if mode == "predict":
             results = [sample.new() for sample in data_samples]
             for task, values in outputs.items():
