@@ -11,11 +11,12 @@ from perception.checkpoint import load_model_weights, save_checkpoint
 from perception.checkpoint.upstream import convert_code
 from perception.cli.main import main
 from perception.config import dump_json, load_config
+from perception.engine.parity.convention import convert_boxes
+from perception.engine.parity.modules import detector_config
 from perception.registry import MODELS
 from perception.structures import CLASS_NAMES
 from perception.utils import sha256_file
-from tests.models.official_configs import convert_model_config
-from tests.models.parity_fixtures import convert_boxes, read_arrays
+from tests.models.parity_fixtures import read_arrays
 from tests.models.small import small_config
 from tests.parity import require
 
@@ -98,7 +99,7 @@ def forward(model, arrays, info):
 @pytest.mark.parametrize("name", FIXTURES)
 def test_fixture_there_and_back(name, tmp_path, capsys):
     arrays, info = read_arrays(name), json.loads(require(f"fixtures/{name}.json").read_text())
-    config = write_config(tmp_path, convert_model_config(fixture_detector(info)))
+    config = write_config(tmp_path, detector_config(fixture_detector(info), is_binze="binze" in name))
     torch.manual_seed(0)
     model = MODELS.build(load_config(config).model).eval()
     state = official_state(arrays, model)

@@ -1,13 +1,14 @@
 """Our modules from an official config."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from mmdet.models.backbones import ResNet
 from mmdet.models.necks import FPN
 from torch import Tensor, nn
 
-from perception.models import BEVEncoder, BEVFormer, BoxHead, SegHead
+from perception.models import BEVDataPreprocessor, BEVEncoder, BEVFormer, BoxHead, SegHead
 from perception.models.box_assigner import HungarianAssigner
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
@@ -40,7 +41,7 @@ def upstream_compat(head: Config, *, is_binze: bool) -> UpstreamCompat:
     )
 
 
-def encoder_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
+def encoder_config(head: Config, compat: Config) -> dict[str, Any]:
     """Arguments of `BEVEncoder`; dropout is off, as in the fixtures.
 
     Raises:
@@ -70,7 +71,7 @@ def encoder_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
     }
 
 
-def box_head_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
+def box_head_config(head: Config, compat: Config) -> dict[str, Any]:
     """Arguments of `BoxHead`; dropout is off, as in the fixtures."""
     decoder = head["transformer"]["decoder"]
     attention, cross = decoder["transformerlayers"]["attn_cfgs"]
@@ -95,7 +96,7 @@ def box_head_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
     }
 
 
-def seg_head_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
+def seg_head_config(head: Config, compat: Config) -> dict[str, Any]:
     """Arguments of `SegHead`.
 
     Raises:
@@ -121,7 +122,7 @@ def seg_head_config(head: Config, compat: UpstreamCompat) -> dict[str, Any]:
 
 def head_configs(head: Config, *, is_binze: bool) -> dict[str, dict[str, Any]]:
     """Configs of `bev_encoder`, and of `box_head` and `seg_head` where the official head has them."""
-    compat = upstream_compat(head, is_binze=is_binze)
+    compat = asdict(upstream_compat(head, is_binze=is_binze))
     configs = {"bev_encoder": encoder_config(head, compat)}
     task = head.get("task", {})
     if task.get("det", True):
@@ -159,6 +160,7 @@ def detector_config(config: Config, *, is_binze: bool) -> dict[str, Any]:
         raise ValueError(f"backbone and neck must be ResNet and FPN, got {types}.")
     return {
         "type": BEVFormer,
+        "data_preprocessor": {"type": BEVDataPreprocessor},
         "img_backbone": {"type": ResNet, **backbone},
         "img_neck": {"type": FPN, **neck},
         **head_configs(head, is_binze=is_binze),
