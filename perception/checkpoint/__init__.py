@@ -4,10 +4,11 @@ from perception.checkpoint.errors import CheckpointError
 from perception.checkpoint.names import CHECKPOINTS_DIR
 from perception.checkpoint.reader import (
     Checkpoint,
+    Weights,
+    check_path,
     find_checkpoint,
     load_checkpoint,
-    load_model_weights,
-    load_state,
+    load_weights,
     verify_checkpoint,
 )
 from perception.checkpoint.writer import save_checkpoint
@@ -16,10 +17,11 @@ __all__ = [
     "CHECKPOINTS_DIR",
     "Checkpoint",
     "CheckpointError",
+    "Weights",
+    "check_path",
     "find_checkpoint",
     "load_checkpoint",
-    "load_model_weights",
-    "load_state",
+    "load_weights",
     "save_checkpoint",
     "verify_checkpoint",
 ]

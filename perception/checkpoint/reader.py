@@ -41,6 +41,21 @@ class Checkpoint:
     rng_states: dict[int, dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model's weights, verified.
+
+    Attributes:
+        path: step folder or `.safetensors` file.
+        model_state: name → CPU tensor.
+        state: as of `Checkpoint`; empty for a bare file.
+    """
+
+    path: Path
+    model_state: dict[str, Tensor]
+    state: dict[str, Any]
+
+
 def verify_checkpoint(step_dir: str | Path) -> dict[str, Any]:
     """Check a step folder's manifest and every file's size and SHA-256; return the manifest.
 
@@ -58,6 +73,22 @@ def verify_checkpoint(step_dir: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def check_path(path: str | Path) -> Path:
+    """Refuse what no checkpoint can be at, before time is spent on anything else; no file is read.
+
+    Raises:
+        CheckpointError: there is nothing there, or a file of another kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(
+            "there is no such checkpoint. Give a step folder, a run folder or a .safetensors file", path=path
+        )
+    if path.is_file():
+        _refuse_other_files(path)
+    return path
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: a step folder, a run folder's latest valid one, or a safetensors file.
 
@@ -67,13 +98,8 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is nothing there, or nothing valid, or it is a pickle.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(
-            "there is no such checkpoint. Give a step folder, a run folder or a .safetensors file", path=path
-        )
+    path = check_path(path)
     if path.is_file():
-        _refuse_other_files(path)
         return path
     if (path / names.MANIFEST_FILE).is_file() or names.step_of_dir(path) is not None:
         verify_checkpoint(path)
@@ -125,41 +151,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             path=step_dir,
         )
     manifest = read_manifest(step_dir)
-    try:
-        state = json.loads((step_dir / names.STATE_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"the state is not JSON ({error})", path=step_dir / names.STATE_FILE) from error
     ranks = {rank: name for name in manifest["files"] if (rank := names.rank_of_rng_file(name)) is not None}
     return Checkpoint(
         path=step_dir,
         step=int(manifest["step"]),
         model_state=_load_safetensors(step_dir / names.MODEL_FILE),
         optimizer_state=_load_torch(step_dir / names.OPTIMIZER_FILE),
-        state=state,
+        state=_load_state(step_dir),
         rng_states={rank: _load_torch(step_dir / name) for rank, name in ranks.items()},
     )
 
 
-def load_state(path: str | Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint (class list, task list, step, ...); empty for a bare safetensors file.
+def load_weights(path: str | Path) -> Weights:
+    """Weights and the state beside them from a step folder, a run folder or a `.safetensors` file; hashed once.
 
     Raises:
-        CheckpointError: as `find_checkpoint`.
+        CheckpointError: as `find_checkpoint`; or a file does not load.
     """
     found = find_checkpoint(path)
     if found.is_file():
-        return {}
-    return json.loads((found / names.STATE_FILE).read_text(encoding="utf-8"))
-
-
-def load_model_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights (name → CPU tensor) from a step folder, a run folder or a `.safetensors` file.
-
-    Raises:
-        CheckpointError: as `find_checkpoint`; or the file is not safetensors.
-    """
-    found = find_checkpoint(path)
-    return _load_safetensors(found if found.is_file() else found / names.MODEL_FILE)
+        return Weights(path=found, model_state=_load_safetensors(found), state={})
+    return Weights(
+        path=found, model_state=_load_safetensors(found / names.MODEL_FILE), state=_load_state(found)
+    )
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -196,6 +210,14 @@ def _guarded(path: Path, load: Callable[[], Any]) -> Any:
             "Use another checkpoint",
             path=path,
         ) from error
+
+
+def _load_state(step_dir: Path) -> dict[str, Any]:
+    path = step_dir / names.STATE_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"the state is not JSON ({error})", path=path) from error
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from perception.checkpoint import find_checkpoint
+from perception.checkpoint import check_path
 from perception.engine.evaluation_parts import evaluation_parts
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
@@ -67,7 +67,7 @@ def evaluate(
         raise ValueError(
             "test: give either a model (step folder, run folder, .safetensors) or untrained=True"
         )
-    changes: dict[str, Any] = {"load_from": None if model_path is None else str(find_checkpoint(model_path))}
+    changes: dict[str, Any] = {"load_from": None if model_path is None else str(check_path(model_path))}
     changes["test_dataloader"], changes["test_evaluator"] = evaluation_parts(cfg)
     changes["test_cfg"] = cfg.get("test_cfg") or {}
     if "type" not in changes["test_cfg"]:
@@ -109,7 +109,7 @@ def predict(
     """
     with tempfile.TemporaryDirectory(prefix="perception-predict-") as folder:
         bare = _changed(
-            _without_training(cfg), load_from=str(find_checkpoint(model_path)), resume=False, work_dir=folder
+            _without_training(cfg), load_from=str(check_path(model_path)), resume=False, work_dir=folder
         )
         for name in ("val", "test"):
             for part in ("dataloader", "evaluator", "cfg"):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from perception.balancing.task_norms import join_state_dicts, spread_state_dict
-from perception.checkpoint import CheckpointError, find_checkpoint, load_model_weights, load_state
+from perception.checkpoint import CheckpointError, load_weights
 from perception.engine.vocabulary import check_vocabulary
 
 
@@ -29,14 +29,14 @@ def read_start_weights(
         CheckpointError: a checkpoint is damaged or of other classes or tasks, or the groups' do not go together.
     """
     if not isinstance(source, Mapping):
-        path = find_checkpoint(source)
-        check_vocabulary(vocabulary, load_state(path), path=path)
-        return spread_state_dict(model, load_model_weights(path)), str(path)
-    paths = {group: find_checkpoint(path) for group, path in source.items()}
-    for path in paths.values():
-        check_vocabulary({**vocabulary, "task_names": None}, load_state(path), path=path)
-    described = ", ".join(f"{group}: {path}" for group, path in paths.items())
-    states = {group: load_model_weights(path) for group, path in paths.items()}
+        weights = load_weights(source)
+        check_vocabulary(vocabulary, weights.state, path=weights.path)
+        return spread_state_dict(model, weights.model_state), str(weights.path)
+    found = {group: load_weights(path) for group, path in source.items()}
+    for weights in found.values():
+        check_vocabulary({**vocabulary, "task_names": None}, weights.state, path=weights.path)
+    described = ", ".join(f"{group}: {weights.path}" for group, weights in found.items())
+    states = {group: weights.model_state for group, weights in found.items()}
     try:
         return join_state_dicts(model, states), described
     except ValueError as error:

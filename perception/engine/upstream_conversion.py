@@ -13,7 +13,7 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from perception import __version__
-from perception.checkpoint import CheckpointError, find_checkpoint, load_model_weights, load_state
+from perception.checkpoint import CheckpointError, load_weights
 from perception.checkpoint.names import MODEL_FILE
 from perception.checkpoint.plain import detach_model_state
 from perception.checkpoint.upstream import convert_state, official_to_ours, ours_to_official, restore_state
@@ -122,12 +122,12 @@ def convert_to_upstream(cfg: Config, source: str | Path, out: str | Path) -> Con
     """
     expected = _expected_shapes(cfg)
     target = _new_file(out, OFFICIAL_FILE)
-    found = find_checkpoint(source)
-    state = load_model_weights(found)
+    weights = load_weights(source)
+    found, state = weights.path, weights.model_state
     _check_fit(_shapes(state), expected, path=str(found))
     left_out = [name for name in state if name.startswith(_TRAINING_ONLY)]
     state = {name: value for name, value in state.items() if name not in left_out}
-    classes = [str(name) for name in load_state(found).get("class_names") or _class_names(cfg)]
+    classes = [str(name) for name in weights.state.get("class_names") or _class_names(cfg)]
     rows = None
     if classes != list(CLASS_NAMES) and sorted(classes) == sorted(CLASS_NAMES):
         rows, classes = [classes.index(name) for name in CLASS_NAMES], list(CLASS_NAMES)

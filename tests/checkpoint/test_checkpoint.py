@@ -19,7 +19,7 @@ from perception.checkpoint import (
     CheckpointError,
     find_checkpoint,
     load_checkpoint,
-    load_model_weights,
+    load_weights,
     save_checkpoint,
     verify_checkpoint,
     writer,
@@ -84,7 +84,7 @@ def test_every_kind_of_path(root: Path, tmp_path: Path) -> None:
     save_file({"w": torch.zeros(2)}, single)
     for path in (step_dir, root, root.parent):
         assert find_checkpoint(path) == step_dir
-    assert set(load_model_weights(single)) == {"w"}
+    assert set(load_weights(single).model_state) == {"w"}
     with pytest.raises(CheckpointError, match="holds weights only"):
         load_checkpoint(single)
 
@@ -92,7 +92,7 @@ def test_every_kind_of_path(root: Path, tmp_path: Path) -> None:
 def test_views_and_shared_weights_are_saved(root: Path) -> None:
     base = torch.arange(6.0)
     save(root, 1, model_state={"view": base[2:4], "a": base, "b": base, "t": base.view(2, 3).T})
-    weights = load_model_weights(root)
+    weights = load_weights(root).model_state
     assert weights["view"].tolist() == [2, 3]
     assert weights["t"].tolist() == base.view(2, 3).T.tolist()
 
@@ -271,7 +271,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path, name: str) -> None:
     """F12: there is no switch that loads them."""
     marker = tmp_path / "marker"
     (tmp_path / name).write_bytes(pickle.dumps(_Malicious(marker)))
-    for load in (find_checkpoint, load_checkpoint, load_model_weights):
+    for load in (find_checkpoint, load_checkpoint, load_weights):
         with pytest.raises(CheckpointError, match="pickles.*Convert it to .safetensors.*convert-checkpoint"):
             load(tmp_path / name)
     assert not marker.exists()

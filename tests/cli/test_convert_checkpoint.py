@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from perception.checkpoint import load_model_weights, save_checkpoint
+from perception.checkpoint import load_weights, save_checkpoint
 from perception.checkpoint.upstream import convert_code
 from perception.cli.main import main
 from perception.config import dump_json, load_config
@@ -112,7 +112,7 @@ def test_fixture_there_and_back(name, tmp_path, capsys):
     converted = tmp_path / "ours" / "model.safetensors"
     with safe_open(converted, "pt") as file:
         assert file.metadata()["source_sha256"] == sha256_file(source)
-    model.load_state_dict(load_model_weights(converted))
+    model.load_state_dict(load_weights(converted).model_state)
     with torch.no_grad():
         outputs, prefix = forward(model, arrays, info)
     near(outputs["bev"].flatten(0, 1), arrays[f"{prefix}/bev_embed"].flatten(0, -2), 1e-4)
@@ -184,7 +184,7 @@ def test_batch_counters_may_be_missing(small, capsys, tmp_path):
     old = {f"module.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     text = run(["convert-checkpoint", write(old), "--config", config, "--out", tmp_path / "out"], capsys)
     assert f"set to 0 {len(state) - len(old)} tensors: img_backbone.bn1.num_batches_tracked" in text
-    weights = load_model_weights(tmp_path / "out" / "model.safetensors")
+    weights = load_weights(tmp_path / "out" / "model.safetensors").model_state
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
@@ -196,7 +196,7 @@ def test_classes_in_another_order_move_with_their_rows(small, capsys, tmp_path):
         capsys,
     )
     assert "classes: reordered" in text
-    weights = load_model_weights(tmp_path / "o" / "model.safetensors")
+    weights = load_weights(tmp_path / "o" / "model.safetensors").model_state
     key = "box_head.cls_branches.1.6.weight"
     for row, name in enumerate(CLASS_NAMES):
         assert torch.equal(weights[key][row], model.state_dict()[key][theirs.index(name)])
@@ -222,8 +222,8 @@ def test_a_model_without_boxes_leaves_their_queries_out(capsys, tmp_path):
     text = run(["convert-checkpoint", source, "--config", config, "--out", tmp_path / "out"], capsys)
     assert "left out 2 tensors: pts_bbox_head.code_weights, pts_bbox_head.query_embedding.weight" in text
     assert (
-        load_model_weights(tmp_path / "out" / "model.safetensors")
-        .keys()
+        load_weights(tmp_path / "out" / "model.safetensors")
+        .model_state.keys()
         .isdisjoint({"box_head.code_weights"})
     )
 

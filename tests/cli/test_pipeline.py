@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from perception.checkpoint import find_checkpoint, load_state
+from perception.checkpoint import load_weights
 from perception.cli.main import main
 from perception.engine import read_log
 
@@ -140,8 +140,8 @@ def test_two_ranks_by_the_launcher(options, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert load_state(find_checkpoint(run))["step"] == 2
-    assert load_state(find_checkpoint(run))["world_size"] == 2
+    assert load_weights(run).state["step"] == 2
+    assert load_weights(run).state["world_size"] == 2
     assert set(json.loads((run / "metrics.json").read_text())) >= {"NDS", "mAP", "mIoU"}
     lines = [line for line in read_log(run / "log.jsonl") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]

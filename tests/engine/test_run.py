@@ -7,6 +7,7 @@ import pytest
 import torch
 import toy_world
 
+from perception.checkpoint import find_checkpoint
 from perception.engine import (
     evaluate,
     hash_config,
@@ -18,6 +19,7 @@ from perception.engine import (
     update_summary,
 )
 from perception.engine.jsonl_log import JsonlLog, last_evaluation
+from perception.utils import sha256_file
 
 FILES = {
     "config.json",
@@ -75,6 +77,26 @@ def test_test_and_predict_agree(run: Path) -> None:
     predictions = [float(sample.prediction) for sample in predict(cfg, run)]
     assert sum(predictions) / 10 == pytest.approx(metrics["mIoU"], abs=1e-6)
     assert [sample.sample_token for sample in predict(cfg, run, indices=[3, 1])] == ["sample3", "sample1"]
+
+
+@pytest.mark.parametrize("is_step_folder", [False, True])
+def test_a_checkpoint_is_hashed_once(
+    run: Path, is_step_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(Path(path).name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("perception.checkpoint.manifest.sha256_file", count)
+    cfg = toy_world.config(run)
+    model = find_checkpoint(run) if is_step_folder else run
+    for use in (lambda: evaluate(cfg, model, subset=2), lambda: next(predict(cfg, model))):
+        hashed.clear()
+        use()
+        assert sorted(hashed) == sorted(set(hashed))
+        assert "model.safetensors" in hashed
 
 
 def test_untrained_and_subset_are_kept_apart(run: Path) -> None:
