@@ -32,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     """Check."""
     start = time.monotonic()
     loaders = () if args.no_data else ("train_dataloader", "val_dataloader", "test_dataloader")
-    load_checked(args.config, args, loaders=loaders)
+    cfg = load_checked(args.config, args, loaders=loaders)
+    from perception.engine import check_config_classes
+
+    check_config_classes(cfg)
     print(f"{args.config}: no problem found ({time.monotonic() - start:.1f} s)")
     return exit_codes.OK

@@ -6,6 +6,8 @@ from typing import Any
 from perception.config.types import type_name
 
 _SAME_EVERYWHERE = ("bev_h", "bev_w", "pc_range", "class_names")
+# A metric's are compared with its dataset's when both are built: they may be those of a map.
+_EVALUATORS = ("val_evaluator", "test_evaluator")
 
 
 def disagreements(root: Mapping[str, Any]) -> list[str]:
@@ -18,8 +20,9 @@ def disagreements(root: Mapping[str, Any]) -> list[str]:
     found = list(_dicts(root, ""))
     problems: list[str] = []
     for key in _SAME_EVERYWHERE:
+        stating = [item for item in found if key != "class_names" or not item[0].startswith(_EVALUATORS)]
         problems.extend(
-            _unequal([(f"{path}.{key}", node[key]) for path, node in found if node.get(key) is not None])
+            _unequal([(f"{path}.{key}", node[key]) for path, node in stating if node.get(key) is not None])
         )
     problems.extend(_ranges(found))
     problems.extend(_map_grids(found))
@@ -92,7 +95,11 @@ def _map_grids(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _class_counts(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    lists = [(path, node["class_names"]) for path, node in found if node.get("class_names")]
+    lists = [
+        (path, node["class_names"])
+        for path, node in found
+        if node.get("class_names") and not path.startswith(_EVALUATORS)
+    ]
     problems: list[str] = []
     for path, node in found:
         if not path.endswith("box_head") or node.get("num_classes") is None:
@@ -128,7 +135,7 @@ def _tasks(root: Mapping[str, Any]) -> list[str]:
         return []
     needed = {"NuScenesDetectionMetric": "box_head", "BEVSegMetric": "seg_head"}
     problems = []
-    for key in ("val_evaluator", "test_evaluator"):
+    for key in _EVALUATORS:
         for path, node in _dicts(root.get(key), key):
             name = type_name(dict.get(node, "type", "")).rpartition(".")[2] if "type" in node else ""
             head = needed.get(name)

@@ -1,6 +1,7 @@
 """MMEngine side: runner, strategies, optimiser wrapper, samplers, loops, hooks."""
 
 from perception.engine.balancing_check import check_balancing
+from perception.engine.classes_check import check_config_classes
 from perception.engine.epoch_sampler import EpochSampler
 from perception.engine.eval_loop import EvalLoop
 from perception.engine.hooks import (
@@ -46,6 +47,7 @@ __all__ = [
     "TrainingTerminated",
     "WorkDirError",
     "check_balancing",
+    "check_config_classes",
     "evaluate",
     "hash_config",
     "predict",

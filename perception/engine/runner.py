@@ -358,7 +358,7 @@ class PerceptionRunner(FlexibleRunner):
         """
         if self._has_loaded:
             return
-        check_classes(self.bare_model, self._datasets())
+        check_classes(self.bare_model, self._datasets(), self._metrics())
         self._prepare_balancer()
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
@@ -462,6 +462,15 @@ class PerceptionRunner(FlexibleRunner):
             f"{name}_dataloader": loop.dataloader.dataset
             for name, loop in loops.items()
             if hasattr(loop, "dataloader")
+        }
+
+    def _metrics(self) -> dict[str, Any]:
+        """Likewise what scores them."""
+        loops = {"val": self._val_loop, "test": self._test_loop}
+        return {
+            f"{name}_dataloader": loop.evaluator.metrics
+            for name, loop in loops.items()
+            if hasattr(loop, "evaluator")
         }
 
     def _has_checkpoints(self) -> bool:

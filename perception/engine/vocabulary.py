@@ -21,14 +21,18 @@ def read_vocabulary(model: nn.Module, dataset: Any) -> dict[str, list[str] | Non
     }
 
 
-def check_classes(model: nn.Module, datasets: Mapping[str, Any]) -> None:
-    """Compare the classes of a run's datasets with each other and, in number, with the model's.
+def check_classes(
+    model: nn.Module, datasets: Mapping[str, Any], metrics: Mapping[str, Sequence[Any]] | None = None
+) -> None:
+    """Compare the classes of a run's datasets with each other, with their metrics' and, in number, with the model's.
 
     Labels are positions in these lists: with another list or order an evaluation scores one class as another, silently.
 
     Args:
         model: may have `num_classes`.
         datasets: the loaders' names → their datasets; what a dataset does not say is not compared.
+        metrics: loaders' names → what scores their samples, with the dataset's metainfo; by `classes_key` a metric says
+            which of the dataset's lists its `class_names` must equal.
 
     Raises:
         ConfigError: shows the first difference.
@@ -41,6 +45,15 @@ def check_classes(model: nn.Module, datasets: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"the {what} of {name} and {first} differ: "
                     f"{describe_difference(classes, said[first], own=name, other=first)}. Give both the same ones."
+                )
+    for name, dataset in datasets.items():
+        for metric in (metrics or {}).get(name, ()):
+            theirs = (getattr(dataset, "metainfo", None) or {}).get(getattr(metric, "classes_key", ""))
+            if theirs is not None and list(metric.class_names) != list(theirs):
+                difference = describe_difference(metric.class_names, theirs, own="the metric", other=name)
+                raise ConfigError(
+                    f"the {metric.classes_key} of {type(metric).__name__} and of the dataset of {name} differ: "
+                    f"{difference}. Leave the metric's class_names out, or give both the same ones."
                 )
     count = getattr(model, "num_classes", None)
     for name, dataset in datasets.items():

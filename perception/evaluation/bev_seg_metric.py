@@ -69,6 +69,8 @@ class BEVSegMetric(GatheredMetric):
         1.0
     """
 
+    classes_key = "map_classes"  # of the dataset's metainfo
+
     def __init__(
         self,
         *,
@@ -87,7 +89,7 @@ class BEVSegMetric(GatheredMetric):
         """Names of the classes; the dataset's follow from the way its map is drawn."""
         if self._class_names is not None:
             return tuple(self._class_names)
-        return tuple((self.dataset_meta or {}).get("map_classes", MAP_CLASSES))
+        return tuple((self.dataset_meta or {}).get(self.classes_key, MAP_CLASSES))
 
     def process_sample(self, sample: Mapping[str, Any]) -> np.ndarray | None:
         """(3, num_classes) counts of one sample, or None if it has no map ground truth.

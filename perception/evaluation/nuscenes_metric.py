@@ -62,6 +62,8 @@ class NuScenesDetectionMetric(GatheredMetric):
         'mini_val'
     """
 
+    classes_key = "classes"  # of the dataset's metainfo
+
     def __init__(
         self,
         *,
@@ -100,7 +102,7 @@ class NuScenesDetectionMetric(GatheredMetric):
         """Names of the labels."""
         if self._class_names is not None:
             return tuple(self._class_names)
-        return tuple((self.dataset_meta or {}).get("classes", CLASS_NAMES))
+        return tuple((self.dataset_meta or {}).get(self.classes_key, CLASS_NAMES))
 
     def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
         """Compare version and split with those of the dataset's index; one of another origin may name neither.

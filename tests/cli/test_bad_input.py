@@ -146,13 +146,21 @@ def test_class_list_differs_from_the_checkpoints(options, weights, tmp_path, cap
             ["another order", "'traffic_cone' in val_dataloader", "'car' in train_dataloader"],
         ),
         ("val_dataloader.dataset.pipeline.-2.filled=true", ["only in val_dataloader ['drivable_area']"]),
+        (
+            f"val_evaluator.0.class_names={json.dumps([*reversed(CLASS_NAMES)])}",
+            ["classes of NuScenesDetectionMetric", "another order", "'traffic_cone' in the metric"],
+        ),
+        ('val_evaluator.1.class_names=["background", "road"]', ["map_classes of BEVSegMetric", "['road']"]),
     ],
 )
 def test_classes_that_do_not_agree(options, tmp_path, capsys, change, expected):
     """Labels are positions in a list: without this check one class would be scored as another."""
-    message = fail(["train", "bevformer_nano", "--work-dir", tmp_path / "run", *options, change], capsys, 2)
-    assert all(text in message for text in expected)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    run = tmp_path / "run"
+    without_data = ["check", "bevformer_nano", "--no-data", "--set", change]
+    for command in (without_data, ["train", "bevformer_nano", "--work-dir", run, *options, change]):
+        message = fail(command, capsys, 2)
+        assert all(text in message for text in expected)
+    assert not (run / "checkpoints").exists()
 
 
 def test_root_without_nuscenes(tmp_path, capsys):
