@@ -1,14 +1,27 @@
-"""Multi-scale deformable attention in plain torch.
+"""Multi-scale deformable attention: the reference in plain torch, and the choice between it and the kernel.
 
 Legend: B batch, Q queries, H heads, D channels per head (C = H * D), L levels, P points per level,
 S = sum of h * w over the levels.
 """
 
+import importlib.util
+import os
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from perception.ops import deformable_attention_op
+
+Implementation = Literal["auto", "reference", "triton"]
+
+ENVIRONMENT_VARIABLE = "PERCEPTION_DEFORMABLE_ATTENTION"
+# Both are read once, so that a compiled graph does not depend on them.
+_AUTO = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def multi_scale_deformable_attention(
@@ -16,6 +29,8 @@ def multi_scale_deformable_attention(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    *,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     r"""Sums bilinear samples of each level's feature map, weighted per head, level and point.
 
@@ -28,17 +43,25 @@ def multi_scale_deformable_attention(
     Positions are always computed in float32 at least: half precision cannot address the pixels of a large
     map. Half-precision inputs are therefore sampled in float32 and the result is cast back.
 
+    On CUDA tensors of at most 32 bits the Triton kernel computes it where Triton is installed, except while a model is
+    exported; everywhere else torch's `grid_sample` does. The environment variable PERCEPTION_DEFORMABLE_ATTENTION, read
+    at import, replaces "auto". Under `torch.use_deterministic_algorithms` the kernel's gradients are deterministic;
+    on CUDA those of `grid_sample` can't be, and torch then raises RuntimeError.
+
     Args:
         value: (B, S, H, D), the maps flattened row by row, one level after the other.
         spatial_shapes: L pairs (h, w) of plain ints, so that an export sees constants.
         sampling_locations: (B, Q, H, L, P, 2), (x, y) in 0..1 of each map; values outside are allowed.
         attention_weights: (B, Q, H, L, P), usually with sum 1 over L and P; not normalised here.
+        implementation: "auto" as above; "reference" always takes `grid_sample`; "triton" the kernel, or raises.
 
     Returns:
         (B, Q, C) in value's dtype, heads one after the other along C.
 
     Raises:
-        ValueError: the shapes contradict each other.
+        ValueError: the shapes contradict each other; `implementation` is unknown; the kernel was asked for by name and
+            can't run on these tensors.
+        ModuleNotFoundError: the kernel was asked for by name, and Triton is not installed.
 
     Example:
         >>> value = torch.ones(1, 6, 2, 4)
@@ -47,6 +70,20 @@ def multi_scale_deformable_attention(
         torch.Size([1, 5, 8])
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    if _uses_kernel(implementation, (value, sampling_locations, attention_weights)):
+        sides = [side for shape in spatial_shapes for side in shape]
+        return deformable_attention_op.deformable_attention(
+            value, sides, sampling_locations, attention_weights
+        )
+    return _reference(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def _reference(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     dtype = torch.promote_types(value.dtype, torch.float32)
@@ -65,6 +102,32 @@ def multi_scale_deformable_attention(
             2
         )  # (B*H, D, Q); with P before Q the sum runs along memory
     return out.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)  # (B, Q, C)
+
+
+def _uses_kernel(implementation: str, tensors: tuple[Tensor, ...]) -> bool:
+    chosen = _AUTO if implementation == "auto" else implementation
+    fits = all(tensor.dtype in _KERNEL_DTYPES for tensor in tensors)
+    if chosen == "auto":
+        is_cuda = all(tensor.is_cuda for tensor in tensors)
+        return _HAS_TRITON and fits and is_cuda and not torch.compiler.is_exporting()
+    if chosen == "reference":
+        return False
+    if chosen != "triton":
+        raise ValueError(
+            f"implementation must be 'auto', 'reference' or 'triton', found {chosen!r}: "
+            f"correct the argument or the environment variable {ENVIRONMENT_VARIABLE}"
+        )
+    if not _HAS_TRITON:
+        raise ModuleNotFoundError(
+            "the Triton kernel was asked for, but Triton is not installed: install the extra "
+            "`kernels`, or take implementation='reference'"
+        )
+    if not fits:
+        raise ValueError(
+            f"the Triton kernel takes float32, float16 and bfloat16, found {[x.dtype for x in tensors]}: "
+            "cast them, or take implementation='reference'"
+        )
+    return True
 
 
 def _check_shapes(

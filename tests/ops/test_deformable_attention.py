@@ -1,9 +1,14 @@
+import runpy
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
 
+from perception.ops import deformable_attention as module
 from perception.ops import multi_scale_deformable_attention
+from perception.ops.deformable_attention_op import deformable_attention_backward
 from tests.parity import require
 
 
@@ -171,3 +176,87 @@ def test_no_queries():
 def test_contradicting_shapes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         multi_scale_deformable_attention(*change(*make_inputs()))
+
+
+def test_compiles_without_graph_breaks():
+    inputs = make_inputs()
+    compiled = torch.compile(multi_scale_deformable_attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), multi_scale_deformable_attention(*inputs))
+
+
+def empty_inputs(device, dtype=torch.float32):
+    """Inside FakeTensorMode these have no data, and need no GPU to be on one."""
+    locations, weights = (torch.empty(1, 5, 2, 1, 3, *end, device=device) for end in ((2,), ()))
+    return torch.empty(1, 6, 2, 4, device=device, dtype=dtype), locations, weights
+
+
+def takes_kernel(device="cuda", dtype=torch.float32, implementation="auto"):
+    with FakeTensorMode():
+        return module._uses_kernel(implementation, empty_inputs(device, dtype))
+
+
+@pytest.fixture
+def has_triton(monkeypatch):
+    monkeypatch.setattr(module, "_HAS_TRITON", True)
+
+
+@pytest.mark.usefixtures("has_triton")
+def test_the_kernel_is_for_cuda_and_its_dtypes(monkeypatch):
+    assert takes_kernel()
+    assert takes_kernel(dtype=torch.bfloat16)
+    assert takes_kernel(dtype=torch.float16)
+    assert not takes_kernel(dtype=torch.float64)
+    assert not takes_kernel("cpu")
+    assert not takes_kernel(implementation="reference")
+    assert takes_kernel("cpu", implementation="triton")  # for the interpreter
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert not takes_kernel()
+
+
+@pytest.mark.usefixtures("has_triton")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_has_shapes_without_data(dtype):
+    with FakeTensorMode():
+        value, locations, weights = empty_inputs("cuda", dtype)
+        out = multi_scale_deformable_attention(value, [(2, 3)], locations, weights)
+    assert (out.shape, out.dtype, out.device.type) == ((1, 5, 8), dtype, "cuda")
+
+
+def test_without_triton_the_reference_runs(monkeypatch):
+    monkeypatch.setattr(module, "_HAS_TRITON", False)
+    assert not takes_kernel()
+    with pytest.raises(ModuleNotFoundError, match="the extra `kernels`"):
+        multi_scale_deformable_attention(*make_inputs(), implementation="triton")
+
+
+@pytest.mark.usefixtures("has_triton")
+def test_what_the_kernel_cannot_take_is_named():
+    with pytest.raises(ValueError, match="takes float32, float16 and bfloat16, found .*float64"):
+        multi_scale_deformable_attention(*make_inputs(dtype=torch.float64), implementation="triton")
+    with pytest.raises(ValueError, match="'auto', 'reference' or 'triton', found 'cuda'"):
+        multi_scale_deformable_attention(*make_inputs(), implementation="cuda")
+
+
+def test_the_environment_chooses_at_import(monkeypatch):
+    monkeypatch.setenv(module.ENVIRONMENT_VARIABLE, "refrence")
+    attend = runpy.run_path(module.__file__)["multi_scale_deformable_attention"]
+    with pytest.raises(ValueError, match=f"found 'refrence'.*{module.ENVIRONMENT_VARIABLE}"):
+        attend(*make_inputs())
+    attend(*make_inputs(), implementation="reference")
+
+
+@pytest.mark.parametrize(("needs_value", "needs_sampling"), [(True, True), (True, False), (False, True)])
+def test_gradients_have_shapes_without_data(needs_value, needs_sampling):
+    with FakeTensorMode():
+        value, locations, weights = empty_inputs("cuda", torch.float16)
+        grads = deformable_attention_backward(
+            torch.empty(1, 5, 8, device="cuda", dtype=torch.float16),
+            value, [2, 3], locations, weights, needs_value, needs_sampling, False,
+        )  # fmt: skip
+    wanted = (needs_value, needs_sampling, needs_sampling)
+    for grad, x, want in zip(grads, (value, locations, weights), wanted, strict=True):
+        assert (grad.dtype, grad.device, tuple(grad.shape)) == (
+            x.dtype,
+            x.device,
+            tuple(x.shape) if want else (0,),
+        )
