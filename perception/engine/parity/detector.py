@@ -8,11 +8,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from perception.checkpoint.upstream import convert_code, convert_state
+from perception.engine.parity.boxes import compare_losses, take_targets
 from perception.engine.parity.capture import Capture
 from perception.engine.parity.comparison import Comparison
 from perception.engine.parity.convention import convert_boxes
 from perception.engine.parity.fixtures import Fixture, count, official_state
-from perception.engine.parity.heads import compare_gradient_norms, compare_losses, take_targets
+from perception.engine.parity.heads import compare_gradient_norms
 from perception.engine.parity.modules import build_detector
 from perception.models import BEVFormer
 from perception.structures.ego_motion import TRANSLATION, YAW_CHANGE_DEGREES

@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from perception.checkpoint.upstream import convert_code
+from perception.engine.parity.boxes import compare_losses, compare_matches, take_targets
 from perception.engine.parity.comparison import Comparison
 from perception.engine.parity.convention import convert_boxes, decode_gravity, gravity_boxes
+from perception.engine.parity.encoder import compare_cameras
 from perception.engine.parity.fixtures import Fixture
-from perception.engine.parity.heads import (
-    POSITIONS,
-    compare_cameras,
-    compare_losses,
-    compare_matches,
-    take_targets,
-)
+from perception.engine.parity.tolerances import POSITIONS
 from perception.models import BEVEncoder, BoxHead
 from perception.models.box_coder import BoxCoder
 from perception.models.box_head import BoxOutputs
