@@ -15,8 +15,8 @@ def convert_boxes(boxes: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> convert_boxes(torch.tensor([[0.0, 0, 0, 2, 4, 1, 0, 3, 0]])).round(decimals=2).tolist()
-        [[0.0, 0.0, 0.0, 4.0, 2.0, 1.0, -1.57, 3.0, 0.0]]
+        >>> convert_boxes(torch.tensor([[0.0, 0, 0, 2, 4, 1, -math.pi / 2, 3, 0]])).tolist()
+        [[0.0, 0.0, 0.0, 4.0, 2.0, 1.0, 0.0, 3.0, 0.0]]
     """
     boxes = boxes[:, [0, 1, 2, 4, 3, 5, 6, 7, 8]]
     boxes[:, 6] = -boxes[:, 6] - math.pi / 2
