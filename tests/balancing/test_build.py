@@ -63,6 +63,8 @@ def test_pacing_by_ratio_learns_the_number_of_steps():
     balancer = runs.built("mclgs", pacing={"name": "ratio", "initial": 40, "ratio": 0.5})
     pacing = balancer.combination[0].pacing
     assert [pacing(step) for step in (0, 600, 1200, 2000)] == pytest.approx([40, 20, 0, 0])
+    everyone = torch.ones(len(balancer.task_names), dtype=torch.bool)
+    balancer.combine(torch.ones(len(everyone)), everyone, torch.eye(len(everyone)))
     assert balancer.report()["MCLGSWeighting"] == {"pacing": 40}
 
 
