@@ -14,7 +14,3 @@ with read_base():
     from .._base_.models.bevformer_official_base import *
     from .._base_.runtime import *
     from .._base_.schedules.adamw_24e import *
-
-train_dataloader.dataset.update(upstream_can_bus=True)
-val_dataloader.dataset.update(upstream_can_bus=True)
-test_dataloader = val_dataloader

@@ -18,6 +18,3 @@ with read_base():
 
 model.update(use_history=False)
 train_dataloader.dataset.update(queue_length=1)  # no history image is decoded
-train_dataloader.dataset.update(upstream_can_bus=True)
-val_dataloader.dataset.update(upstream_can_bus=True)
-test_dataloader = val_dataloader

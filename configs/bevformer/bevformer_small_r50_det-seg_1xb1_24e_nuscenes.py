@@ -1,4 +1,4 @@
-"""BEVFormer-Small of wPCGrad: boxes and map together, on nuScenes, losses scaled and summed.
+"""BEVFormer-Small of wPCGrad: boxes and map together, on nuScenes, losses summed.
 
 Source: wPCGrad (Bohn et al. 2024), section 4 and the row "Multitask" of Table 1.
 Hardware: 1 GPU (the paper: one A100).

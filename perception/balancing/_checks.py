@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import nn
+
 from perception.utils import did_you_mean
 
 
@@ -48,4 +50,18 @@ def check_range(
     if not (low < value if is_open else low <= value) or not value <= high or not math.isfinite(value):
         raise ValueError(
             f"{name} is {value}; allowed: {'above' if is_open else 'from'} {low:g} up to {high:g}"
+        )
+
+
+def check_heads_read_apart(model: nn.Module, method: str) -> None:
+    """Refuse a model that says that all its tasks read the shared features by the same modules.
+
+    Raises:
+        ValueError: its `heads_read_apart` is False.
+    """
+    if not getattr(model, "heads_read_apart", True):
+        raise ValueError(
+            f"{method} gives each head its own version of the shared features, but in this {type(model).__name__} one "
+            "decoder reads them for all tasks. Use a model with a head per group of tasks (for BEVFormer a SegHead), "
+            "or another method"
         )

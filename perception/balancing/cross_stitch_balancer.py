@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from perception.balancing._checks import check_heads_read_apart
 from perception.balancing._grouped_balancer import GroupedBalancer, GroupedOptions
 from perception.balancing.cross_stitch import CrossStitchUnit, stitch_trunk, stitch_units
 
@@ -66,6 +67,7 @@ class CrossStitch(GroupedBalancer):
     def prepare(self, model: nn.Module) -> nn.Module:
         """A copy of the model with a trunk per group."""
         groups = self._declare(model)
+        check_heads_read_apart(model, "cross-stitch")
         if not hasattr(model, "task_streams"):
             raise ValueError(
                 f"cross-stitch runs a trunk per group in one forward, but {type(model).__name__} has no "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception.balancing._checks import check_heads_read_apart
 from perception.balancing.component import Convention
 from perception.balancing.loss_weighting import LossWeighting
 from perception.balancing.multi_task_balancer import MultiTaskBalancer
@@ -97,6 +98,7 @@ class RotoGradBalancer(MultiTaskBalancer):
     def prepare(self, model: nn.Module) -> nn.Module:
         """A copy of the model with rotations, all of them the identity."""
         groups = _groups_of(model)
+        check_heads_read_apart(model, "RotoGrad")
         if model.rotations is not None:
             raise ValueError(
                 f"{type(model).__name__} has rotations already; RotoGrad adds them to a plain model"

@@ -135,6 +135,13 @@ def _tasks(root: Mapping[str, Any]) -> list[str]:
         return []
     needed = {"NuScenesDetectionMetric": "box_head", "BEVSegMetric": "seg_head"}
     problems = []
+    seg_head = dict.get(model, "seg_head")
+    if isinstance(seg_head, dict) and dict.get(model, "box_head") is None:
+        if type_name(dict.get(seg_head, "type", "")).rpartition(".")[2] == "PatchSegHead":
+            problems.append(
+                "model.seg_head is PatchSegHead, whose queries need the decoder of model.box_head, which is None; keep "
+                "the box head, or take SegHead."
+            )
     for key in _EVALUATORS:
         for path, node in _dicts(root.get(key), key):
             name = type_name(dict.get(node, "type", "")).rpartition(".")[2] if "type" in node else ""

@@ -151,6 +151,7 @@ SLOTS: dict[str, Slot] = {
     "mp_cfg": Slot(keys=frozenset({"mp_start_method", "opencv_num_threads"})),
     "dist_cfg": Slot(keys=frozenset(DIST_KEYS)),
     "map_grid": Slot(default="perception.structures.MapGrid"),
+    "upstream_compat": Slot(default="perception.models.upstream_compat.UpstreamCompat"),
 }
 
 LAYER_CLASSES = {
@@ -175,5 +176,6 @@ NAMED_CHILDREN = {
     "metainfo": "any",
     "grid": "map_grid",
     "map_grid": "map_grid",
+    "upstream_compat": "upstream_compat",
 }
 """Kinds of places inside any dict that is built from a type, by key."""

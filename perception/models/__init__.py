@@ -5,6 +5,7 @@ from perception.models.bevformer import BEVFormer
 from perception.models.box_head import BoxHead
 from perception.models.center_heatmap import CenterHeatmap
 from perception.models.data_preprocessor import BEVDataPreprocessor
+from perception.models.patch_seg_head import PatchSegHead
 from perception.models.perspective_head import PerspectiveHead
 from perception.models.seg_head import SegHead
 
@@ -14,6 +15,7 @@ __all__ = [
     "BEVFormer",
     "BoxHead",
     "CenterHeatmap",
+    "PatchSegHead",
     "PerspectiveHead",
     "SegHead",
 ]

@@ -22,8 +22,9 @@ from perception.models.bev_encoder import BEVEncoder
 from perception.models.box_coder import DecodedBoxes
 from perception.models.box_head import BoxHead, BoxTargets
 from perception.models.center_heatmap import CenterHeatmap
+from perception.models.map_head import MapHead
+from perception.models.patch_seg_head import PatchSegHead
 from perception.models.perspective_head import PerspectiveHead
-from perception.models.seg_head import SegHead
 from perception.models.task_losses import group_losses
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
@@ -50,7 +51,8 @@ class BEVFormer(BaseModel):
         img_neck: config of the neck, whose output channels are the encoder's `embed_dims`.
         bev_encoder: config of the BEV encoder.
         box_head: config of the box head; None: no detection.
-        seg_head: config of the segmentation head; None: no segmentation.
+        seg_head: config of the segmentation head; None: no segmentation. `SegHead` reads the BEV; `PatchSegHead` has
+            queries of its own in the box head's decoder (BEVFormer-Unified) and needs a box head.
         center_heatmap: config of the auxiliary loss on the BEV features, which needs a box head; None: no such loss.
         perspective_head: config of the auxiliary loss on the image features, which needs a box head; None: no such
             loss.
@@ -93,7 +95,7 @@ class BEVFormer(BaseModel):
         compat = {} if upstream_compat is None else {"upstream_compat": UpstreamCompat.read(upstream_compat)}
         self.bev_encoder: BEVEncoder = MODELS.build({**bev_encoder, **compat})
         self.box_head: BoxHead | None = None if box_head is None else MODELS.build({**box_head, **compat})
-        self.seg_head: SegHead | None = None if seg_head is None else MODELS.build({**seg_head, **compat})
+        self.seg_head: MapHead | None = None if seg_head is None else MODELS.build({**seg_head, **compat})
         self.center_heatmap: CenterHeatmap | None = (
             None if center_heatmap is None else MODELS.build(center_heatmap)
         )
@@ -138,6 +140,11 @@ class BEVFormer(BaseModel):
         )
 
     @property
+    def heads_read_apart(self) -> bool:
+        """Whether boxes and segmentation each read the BEV features by modules of their own, not by one decoder."""
+        return not isinstance(self.seg_head, PatchSegHead)
+
+    @property
     def shared_width(self) -> int:
         """C, length of the BEV features that `rotations`, if there are any, turn for each head."""
         return self.bev_encoder.embed_dims
@@ -166,8 +173,13 @@ class BEVFormer(BaseModel):
             self._only = before
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the last layer that all tasks share: the encoder's last linear layer and its norm."""
-        last = self.bev_encoder.layers[-1]
+        """Parameters of the last layer that all tasks share: its last linear layer and the norm behind it.
+
+        It is the encoder's last layer, or the decoder's where the segmentation has queries there.
+        """
+        last: Any = self.bev_encoder.layers[-1]
+        if self.box_head is not None and not self.heads_read_apart:
+            last = self.box_head.decoder[-1]
         return [*last.ffn.linear2.parameters(), *last.norms[-1].parameters()]
 
     def init_weights(self) -> None:
@@ -328,10 +340,16 @@ class BEVFormer(BaseModel):
 
     def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
         outputs: dict[str, Any] = {"bev": bev}
-        if self.box_head is not None and self._runs(DETECTION_TASKS):
-            outputs["boxes"] = self.box_head(self._read(bev, "det"))
-        if self.seg_head is not None and self._runs(SEGMENTATION_TASKS):
-            outputs["seg_logits"] = self.seg_head(self._read(bev, "seg"))
+        runs_seg = self.seg_head is not None and self._runs(SEGMENTATION_TASKS)
+        queries = self.seg_head.queries() if isinstance(self.seg_head, PatchSegHead) else None
+        source = None
+        if self.box_head is not None and (self._runs(DETECTION_TASKS) or (runs_seg and queries is not None)):
+            boxes = self.box_head(self._read(bev, "det"), queries)
+            source = boxes.extra
+            if self._runs(DETECTION_TASKS):
+                outputs["boxes"] = boxes
+        if self.seg_head is not None and runs_seg:
+            outputs["seg_logits"] = self.seg_head(self._read(bev, "seg") if source is None else source)
         return outputs
 
     def _read(self, bev: Tensor, head: str) -> Tensor:
@@ -355,6 +373,11 @@ class BEVFormer(BaseModel):
     def _check_heads(self) -> None:
         if self.box_head is None and self.seg_head is None:
             raise ValueError("BEVFormer needs box_head, seg_head, or both; got neither.")
+        if isinstance(self.seg_head, PatchSegHead) and self.box_head is None:
+            raise ValueError(
+                "PatchSegHead has its queries in the decoder of box_head, which is None. Keep box_head, or take "
+                "SegHead for a model of segmentation alone."
+            )
         auxiliary = {"center_heatmap": self.center_heatmap, "perspective_head": self.perspective_head}
         for name, module in auxiliary.items():
             if module is not None and self.box_head is None:

@@ -1,6 +1,6 @@
 """The box head: object queries, decoder, class and box branches, losses, decoding.
 
-Legend: B batch, L decoder layers, G query groups, q queries per group, Q = G·q, C channels.
+Legend: B batch, L decoder layers, G query groups, q queries per group, Q = G·q, P extra queries, C channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from perception.models.box_assigner import HungarianAssigner
 from perception.models.box_coder import CENTRE, BoxCoder, DecodedBoxes, refine_centres, to_code
 from perception.models.box_losses import LayerLosses, MatchedTargets, layer_losses
 from perception.models.decoder import DecoderLayer
+from perception.models.extra_queries import ExtraQueries, self_attention_mask
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.structures import CODE_SIZE, BEVGrid, encode_boxes
@@ -30,11 +31,13 @@ class BoxOutputs:
     cls_scores: (L, B, Q, num_classes), logits.
     codes: (L, B, Q, 10), metres.
     num_groups: G.
+    extra: (B, P, C), extra queries after the last layer; None without any.
     """
 
     cls_scores: Tensor
     codes: Tensor
     num_groups: int
+    extra: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -168,26 +171,51 @@ class BoxHead(nn.Module):
         if reference_init == "grid":
             self._spread_references()
 
-    def forward(self, bev: Tensor) -> BoxOutputs:
-        """(B, bev_h·bev_w, C) → outputs of all layers; all groups in training, group 0 otherwise."""
+    def forward(self, bev: Tensor, extra: ExtraQueries | None = None) -> BoxOutputs:
+        """(B, bev_h·bev_w, C) → outputs of all layers; all groups in training, group 0 otherwise.
+
+        Args:
+            bev: the BEV features.
+            extra: another head's queries, which go through the decoder's layers beside the box queries.
+        """
         num_groups = self.num_query_groups if self.training else 1
-        embedding = self.query_embedding.weight[: num_groups * self.num_query]
-        query_pos, query = embedding[None].split(self.embed_dims, dim=-1)  # (1, Q, C)
-        reference = self.reference_points(query_pos).sigmoid().expand(len(bev), -1, -1)
+        num_boxes = num_groups * self.num_query
+        embedding = self.query_embedding.weight[:num_boxes]
+        attention_mask = None
+        if extra is not None:
+            embedding = torch.cat([embedding, extra.embedding])
+            attention_mask = self_attention_mask(num_groups, self.num_query, extra)
+        query_pos, query = embedding[None].split(self.embed_dims, dim=-1)  # (1, Q + P, C)
+        reference = self.reference_points(query_pos[:, :num_boxes]).sigmoid().expand(len(bev), -1, -1)
         query = query.expand(len(bev), -1, -1)
         all_scores, all_codes = [], []
         for layer_idx, layer in enumerate(self.decoder):
             branch = layer_idx if self.with_box_refine else 0
+            points = reference[..., :2]
+            if extra is not None:
+                points = torch.cat([points, extra.reference_points.expand(len(bev), -1, -1)], dim=1)
             query = layer(
-                query, query_pos, bev, reference[..., :2], (self.grid.bev_h, self.grid.bev_w), num_groups
+                query,
+                query_pos,
+                bev,
+                points,
+                (self.grid.bev_h, self.grid.bev_w),
+                num_groups if extra is None else 1,
+                attention_mask,
             )
-            raw = self.reg_branches[branch](query) * self.code_scale
+            boxes = query[:, :num_boxes]
+            raw = self.reg_branches[branch](boxes) * self.code_scale
             centres = refine_centres(raw, reference)
             all_codes.append(to_code(raw, centres, self.pc_range))
-            all_scores.append(self.cls_branches[branch](query))
+            all_scores.append(self.cls_branches[branch](boxes))
             if self.with_box_refine:
                 reference = centres.detach()
-        return BoxOutputs(torch.stack(all_scores), torch.stack(all_codes), num_groups)
+        return BoxOutputs(
+            torch.stack(all_scores),
+            torch.stack(all_codes),
+            num_groups,
+            None if extra is None else query[:, num_boxes:],
+        )
 
     def loss(self, outputs: BoxOutputs, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses of all layers, and the numbers of targets of the last one.

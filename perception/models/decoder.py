@@ -108,9 +108,17 @@ class DecoderLayer(nn.Module):
         reference_points: Tensor,
         bev_shape: tuple[int, int],
         num_groups: int,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, G·q, C) → (B, G·q, C); arguments as `BEVCrossAttention.forward`."""
-        query = self.norms[0](self._attend_within_groups(query, query_pos, num_groups))
+        """(B, G·q, C) → (B, G·q, C); arguments as `BEVCrossAttention.forward`.
+
+        With an `attention_mask` of (n, n), bool, True = row sees column, it says who sees whom instead of the groups,
+        which then need not be alike.
+        """
+        if attention_mask is None:
+            query = self.norms[0](self._attend_within_groups(query, query_pos, num_groups))
+        else:
+            query = self.norms[0](self._attend(query, query_pos, attention_mask))
         query = self.norms[1](self.cross_attention(query, query_pos, bev, reference_points, bev_shape))
         return self.norms[2](self.ffn(query))
 
@@ -120,3 +128,11 @@ class DecoderLayer(nn.Module):
         located = (query + query_pos).reshape(grouped)
         attended, _ = self.self_attention(located, located, query.reshape(grouped), need_weights=False)
         return query + self.self_dropout(attended.reshape(query.shape))
+
+    def _attend(self, query: Tensor, query_pos: Tensor, attention_mask: Tensor) -> Tensor:
+        located = query + query_pos
+        # torch's mask is the other way round: True = does not see.
+        attended, _ = self.self_attention(
+            located, located, query, attn_mask=~attention_mask, need_weights=False
+        )
+        return query + self.self_dropout(attended)

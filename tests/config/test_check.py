@@ -122,6 +122,13 @@ def test_contradiction_is_told(changes, expected):
     assert any(expected in problem for problem in broken(**changes))
 
 
+def test_patch_queries_without_a_decoder_are_told():
+    plain = copy_plain(load_config("bevformer_nano_unified")._cfg_dict)
+    assert config_problems(plain) == []
+    plain["model"]["box_head"] = None
+    assert any("PatchSegHead" in problem for problem in config_problems(plain))
+
+
 def test_all_problems_come_at_once():
     plain = copy_plain(load_config("bevformer_nano")._cfg_dict)
     plain["train_cfgg"] = {}

@@ -81,6 +81,15 @@ def test_official_structures_train_at_a_reduced_width(name):
     assert len(result.pred_instances_3d.scores_3d) > 0
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_official_models_see_what_their_checkpoints_saw(size):
+    for name in (f"bevformer_official_{size}", f"bevformer_official_{size}_static"):
+        config = load_config(name)
+        assert set(config.model.upstream_compat) == {"rotate_center", "aliased_shift"}
+        loaders = (config.train_dataloader, config.val_dataloader, config.test_dataloader)
+        assert all(loader.dataset.upstream_can_bus for loader in loaders)
+
+
 def test_bevformer_small_is_the_papers():
     assert sizes_of("bevformer_small")[:2] == (43_866_761, 43_591_231)  # the paper: 43.9 million
     small = load_config("bevformer_small")

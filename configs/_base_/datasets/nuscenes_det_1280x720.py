@@ -7,8 +7,6 @@ with read_base():
 
 _image_size = (1280, 720)  # width, height
 
-train_dataloader.dataset.pipeline[0].update(target_size=_image_size)
 train_dataloader.dataset.pipeline[1].update(size=_image_size)
-val_dataloader.dataset.pipeline[0].update(target_size=_image_size)
 val_dataloader.dataset.pipeline[1].update(size=_image_size)
 test_dataloader = val_dataloader

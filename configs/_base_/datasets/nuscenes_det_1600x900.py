@@ -6,8 +6,6 @@ with read_base():
     from .nuscenes_det import *
 
 train_dataloader.dataset.update(queue_length=4)
-train_dataloader.dataset.pipeline[0].update(target_size=None)
 train_dataloader.dataset.pipeline.pop(1)  # ResizeMultiView
-val_dataloader.dataset.pipeline[0].update(target_size=None)
 val_dataloader.dataset.pipeline.pop(1)
 test_dataloader = val_dataloader
