@@ -67,3 +67,13 @@ def test_parity_table_measures_a_folder(monkeypatch, tmp_path, capsys):
     np.savez(tmp_path / "turn.npz", **arrays, **{"0/output": turned})
     assert run(monkeypatch, "parity_table.py", "--folder", tmp_path) == 1
     assert "| rotated history | **6** | exact |" in capsys.readouterr().out
+
+
+def test_bench_ops_measures_the_reference_on_a_cpu(monkeypatch, tmp_path, capsys):
+    words = ["--device", "cpu", "--cases", "tiny decoder", "--repeats", "1", "--out", tmp_path / "ops.json"]
+    assert run(monkeypatch, "bench_ops.py", *words) == 0
+    assert "need CUDA and are not measured" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "ops.json").read_text())["rows"]
+    assert [row["implementation"] for row in rows] == ["reference", "mmcv in torch"]
+    assert all(0 < row["ms_forward"] < row["ms_forward_backward"] for row in rows)
+    assert run(monkeypatch, "bench_ops.py", "--cases", "nonsense") == 2

@@ -48,7 +48,7 @@ def main():
         backward = build(
             kernels.backward_kernel, BLOCK_Q=16, INDEX=index, NEEDS_VALUE=True, NEEDS_SAMPLING=True
         )
-        wide = r"red\.global\S*\.v4\.f32" if capability >= 90 else r"red\.global\S*\.f32"
+        wide = r"(?:red|atom)\.global\S*\.v4\.f32" if capability >= 90 else r"(?:red|atom)\.global\S*\.f32"
         assert len(re.findall(wide, backward)) >= 4 * LEVELS, (capability, dtype)
         build(kernels.gather_kernel, BLOCK_N=16, INDEX=index)
 

@@ -242,6 +242,17 @@ def test_gradients_in_a_batch(device):
             torch.testing.assert_close(x[row], y)
 
 
+def test_second_derivatives_are_refused(device):
+    value, shapes, locations, weights = make_inputs(device, heads=1, shapes=((1, 2),), points=1)
+    value.requires_grad_()
+    out = multi_scale_deformable_attention(
+        value, shapes, locations, weights.requires_grad_(), implementation="triton"
+    )
+    (grad,) = torch.autograd.grad(out.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
+
+
 def test_vmap(device):
     value, sides, locations, weights = flat(make_inputs(device, batch=2, points=1))
     found = torch.vmap(lambda v, x: deformable_attention(v, sides, x, weights[:1]))(
