@@ -165,15 +165,6 @@ class TaskGradients:
         """Multiply each task's gradient by its factor, (T,). It is kept apart: no pass over the rows."""
         self._factors *= factors.detach().cpu()
 
-    def find_twins(self) -> tuple[int, int] | None:
-        """Two tasks whose rows are the same and not zero, which is one loss under two names; None: there are none."""
-        rows = self.rows
-        for first in range(len(rows)):
-            for second in range(first + 1, len(rows)):
-                if torch.equal(rows[first], rows[second]) and bool(rows[first].any()):
-                    return first, second
-        return None
-
     def bad_rows(self) -> list[int]:
         """Tasks whose gradient is not finite."""
         rows = self.rows

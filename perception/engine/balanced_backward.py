@@ -24,6 +24,7 @@ from perception.engine.gradient_sources import (
     add_gradient,
 )
 from perception.engine.group_source import GroupSource
+from perception.engine.loss_check import LossCheck
 from perception.engine.rotation_source import RotationSource
 from perception.evaluation import LOWER_IS_BETTER
 from perception.utils import did_you_mean
@@ -77,6 +78,7 @@ class BalancedBackward:
         self._last_layer: list[Tensor] = []
         self._kpi_metrics: Mapping[str, Sequence[str]] = {}
         self._is_prepared = False
+        self._loss_check = LossCheck()
         self._main: _Source | None = None
         self._reused: ReusedSource | None = None
         self._current: _Source | None = None
@@ -142,7 +144,11 @@ class BalancedBackward:
 
         Returns:
             What of the task gradients is not finite, if that is known already; the window must then be dropped.
+
+        Raises:
+            ValueError: a task that is new in it trains nothing, or has another one's loss.
         """
+        self._loss_check.check(step, parameters, self._cut_features())
         if self._current is None:
             self._current = self._choose(parameters, len(step.losses.task_names))
             if self.gram_interval and self.num_updates % self.gram_interval == 0:
@@ -238,6 +244,13 @@ class BalancedBackward:
         self._sums = {task: list(total) for task, total in state["sums"].items()}
         self._kpi_step = int(state["kpi_step"])
         self.balancer.load_state_dict(state["balancer"])
+
+    def _cut_features(self) -> list[Tensor]:
+        """Where the last forward's graph is cut in front of something to train."""
+        if self._features is None:
+            return []
+        pairs = zip(self._features.leaves, self._features.roots, strict=True)
+        return [leaf for leaf, root in pairs if root.requires_grad]
 
     def _is_reusing(self) -> bool:
         return self._coefficients is not None and self.num_updates % self.interval != 0

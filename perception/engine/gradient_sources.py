@@ -111,8 +111,6 @@ class ParameterSource:
         self.parameters = list(parameters)
         self.num_tasks = num_tasks
         self.coefficients: Tensor | None = None
-        self.task_names: tuple[str, ...] = ()
-        self._has_checked = False
         self._gradients: TaskGradients | None = None
         self._has_steps = False
         self._clear()
@@ -126,7 +124,6 @@ class ParameterSource:
 
     def micro_step(self, step: MicroStep) -> NonFinite | None:
         """One backward per local task."""
-        self.task_names = step.losses.task_names
         if self._gradients is None:
             self._gradients = TaskGradients(self.parameters, self.num_tasks)
         self._has_steps = True
@@ -151,7 +148,6 @@ class ParameterSource:
             return result
         if loss_scale != 1.0:
             gradients.rows *= 1.0 / loss_scale
-        self._check(gradients)
         weights = from_first_rank(self.balancer.weigh(self._losses, present))
         gradients.scale_(torch.where(present, weights, 0.0))
         gram = gradients.gram(present) if self.balancer.needs_gram else None
@@ -170,25 +166,6 @@ class ParameterSource:
         self.coefficients = torch.where(present, coefficients.double(), torch.nan)
         self._clear()
         return None
-
-    def _check(self, gradients: TaskGradients) -> None:
-        """Once: every task trains something, and none is another one in disguise."""
-        if self._has_checked:
-            return
-        self._has_checked = True
-        loose = (self._present & ~gradients.reached.any(dim=1)).nonzero().flatten().tolist()
-        if loose:
-            raise ValueError(
-                f"the loss of task {self.task_names[loose[0]]!r} reaches no trainable parameter, so it has no "
-                "gradient. Unfreeze what it depends on, or leave the task out"
-            )
-        twins = gradients.find_twins()
-        if twins is not None:
-            first, second = (self.task_names[index] for index in twins)
-            raise ValueError(
-                f"tasks {first!r} and {second!r} have the same gradient, so they are one loss under two names. Give "
-                "one of them another loss, or leave it out"
-            )
 
 
 class FeatureSource:
