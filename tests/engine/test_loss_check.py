@@ -1,6 +1,7 @@
 """Losses that train nothing and one loss under two names are refused, whatever the method and the source."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from perception.balancing import TaskLosses
 from perception.engine import BalancedOptimWrapper
+from tests.engine.launching import launch
 from tests.engine.test_gradient_sources import KPI, TASKS, Net, batch, make, step, task_losses
 
 SETUPS: list[tuple[Any, dict[str, Any]]] = [
@@ -152,3 +154,30 @@ def test_a_head_that_only_reads_cut_features_is_connected() -> None:
         else:
             step(wrapper, net, batch(0))
             assert wrapper.num_updates == 1
+
+
+def test_two_ranks_refuse_alike_or_not_at_all(tmp_path: Path) -> None:
+    """What is wrong on one rank alone is no fault of the global loss: the other ranks have another one."""
+    kinds = ("twin on rank 0", "loose on rank 0", "twin", "loose")
+    jobs: list[dict[str, Any]] = [
+        {
+            "job": "refuse",
+            "work_dir": str(tmp_path / kind),
+            "out": str(tmp_path / f"{kind}.said"),
+            "changes": {
+                "model__batch_norm": False,
+                "train_dataloader__batch_size": 1,
+                "train_dataloader__dataset__bad": {str(index): kind for index in range(10)},
+            },
+        }
+        for kind in kinds
+    ]
+    launch(jobs)
+    said = {kind: [(tmp_path / f"{kind}.said.{rank}").read_text() for rank in (0, 1)] for kind in kinds}
+    assert said["twin on rank 0"] == said["loose on rank 0"] == ["", ""]
+    for kind, message in (
+        ("twin", "tasks 'det' and 'seg' have the same loss"),
+        ("loose", "task 'seg' is not"),
+    ):
+        assert said[kind][0] == said[kind][1]
+        assert message in said[kind][0]

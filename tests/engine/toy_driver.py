@@ -93,8 +93,26 @@ def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) ->
         torch.save(runner.strategy.model_state_dict(), out)
 
 
+def refuse(work_dir: str, *, out: str, **changes: Any) -> None:
+    """One step; what this rank says against it."""
+    runner = PerceptionRunner.from_cfg(toy_world.config(work_dir, **changes))
+    message = ""
+    try:
+        runner.train(stop_after=1)
+    except ValueError as error:
+        message = str(error)
+    Path(f"{out}.{runner.rank}").write_text(message)
+
+
 def main() -> None:
-    jobs = {"train": train, "signal": signal_at, "evaluate": evaluate, "gradients": gradients, "score": score}
+    jobs = {
+        "refuse": refuse,
+        "train": train,
+        "signal": signal_at,
+        "evaluate": evaluate,
+        "gradients": gradients,
+        "score": score,
+    }
     for job in json.loads(sys.argv[1]):
         jobs[job.pop("job")](**job.pop("changes", {}), **job)
 
