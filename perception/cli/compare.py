@@ -62,6 +62,11 @@ def add_parser(verbs: Any) -> None:
         help="one of the balancers: the table gives all metrics in per cent of its own too",
     )
     parser.add_argument(
+        "--table-only",
+        action="store_true",
+        help="train nothing: write the table of the runs that are finished",
+    )
+    parser.add_argument(
         "--work-dir",
         help="run folders are DIR/<balancer>/seed<k>, the table DIR/compare.md; default "
         "work_dirs/compare-<short name>. The same command goes on where it was stopped",
@@ -112,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         singles=earlier,
         scores=scores,
         reference=args.reference,
+        is_reading_only=args.table_only,
     )
     say((work_dir / PAGE_FILE).read_text(encoding="utf-8"))
     for failure in result["failed"]:

@@ -62,6 +62,7 @@ def compare(
     singles: Mapping[str, Mapping[str, RunScores]] | None = None,
     scores: Mapping[str, Sequence[str]] | None = None,
     reference: str | None = None,
+    is_reading_only: bool = False,
 ) -> dict[str, Any]:
     """Train what is not finished yet; `compare.json` and `compare.md` are written anew after each run.
 
@@ -75,6 +76,7 @@ def compare(
         singles: task → finished single-task runs of earlier, beside those in `runs`.
         scores: task → metrics in Δm and Acc_MTL; by default NDS and mIoU.
         reference: balancer against which the page gives the other rows' metrics in per cent.
+        is_reading_only: train nothing; the table is that of the finished runs.
 
     Returns:
         What `compare.json` holds; `failed` names the runs that failed.
@@ -100,7 +102,7 @@ def compare(
         write_bytes_atomic(root / PAGE_FILE, comparison_page(result).encode())
 
     write()
-    for number, run in enumerate(runs, start=1):
+    for number, run in enumerate(() if is_reading_only else runs, start=1):
         what = f"run {number}/{len(runs)}: {run.group}, seed {run.seed}"
         if run in finished:
             logger.info("%s is finished already", what)

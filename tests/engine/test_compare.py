@@ -135,6 +135,11 @@ def test_a_comparison_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert steps == [1, 2, 3, 4]
 
     trained.clear()
+    read = start(plan(), tmp_path, is_reading_only=True)
+    assert trained == []
+    assert read["unfinished"] == ["pcgrad seed 0"]
+    assert read["balancers"] == first["balancers"]
+
     trained.append("pcgrad")  # the second one succeeds
     second = start(plan(), tmp_path)
     assert trained == ["pcgrad", "pcgrad"]
