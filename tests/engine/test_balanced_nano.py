@@ -27,7 +27,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 def spec_of(name: str) -> dict[str, Any]:
     arguments = {key: value for part in name.split("+") for key, value in ARGUMENTS.get(part, {}).items()}
     if name == "amtl" or "achievement" in name:
-        arguments["potentials"] = KPI
+        arguments |= {"potentials": KPI, "lower_is_better": ("box", "velocity")}
     return {"name": name, **arguments}
 
 
