@@ -5,6 +5,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from perception.balancing._grouped_balancer import GroupedBalancer, GroupedOptions
 from perception.balancing.recon import LayerConflicts, shared_layers
@@ -101,10 +102,13 @@ class Recon(GroupedBalancer):
 
     *Source*: Recon, Algorithm 1, second run: "turn shared layers into task-specific layers", and train from scratch.
     The model runs once per group, since all that follows a split layer differs between groups; the Gram matrix is over
-    what the tasks still share.
+    what the tasks still share. *Deviation*: trainable batch norms of the trunk are split too, whether listed or not.
+    Behind a split layer each group has features of its own; running statistics in common would be a mixture of all
+    groups' and fit none of them in evaluation.
 
     Args:
         layers: names of the layers to split, as `ReconScores` reports them.
+        trunk: submodules whose batch norms are split; by default the model's `trunk_names`; none means all.
         options: `groups` (the tasks that use a copy) and the others of `GroupedBalancer`.
 
     Raises:
@@ -125,18 +129,22 @@ class Recon(GroupedBalancer):
         self,
         *,
         layers: Sequence[str],
+        trunk: Sequence[str] | None = None,
         **options: Unpack[GroupedOptions],
     ) -> None:
         super().__init__(**options)
         if isinstance(layers, str) or not layers:
             raise ValueError(f"layers must name at least one layer in a sequence, got {layers!r}")
         self.layers = tuple(layers)
+        self.trunk = None if trunk is None else tuple(trunk)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """A copy of the model with the layers split."""
+        """A copy of the model with the layers and the batch norms split."""
         groups = self._declare(model)
         self.plan = tuple(groups.items())
-        return split_layers(model, self.layers, tuple(groups))
+        trunk = self.trunk if self.trunk is not None else tuple(getattr(model, "trunk_names", ()))
+        norms = [name for name in _batch_norms(model, trunk) if name not in self.layers]
+        return split_layers(model, (*self.layers, *norms), tuple(groups))
 
     def adopt(self, model: nn.Module) -> None:
         """Take the groups from the split model; see the base class."""
@@ -149,6 +157,18 @@ class Recon(GroupedBalancer):
                 f"layers {name_some(wrong)} are not split for the groups {list(groups)}; Recon trains the model that "
                 "its `prepare` returns"
             )
+
+
+def _batch_norms(model: nn.Module, under: Sequence[str]) -> list[str]:
+    roots = tuple(f"{root}." for root in under)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_var is not None
+        and any(parameter.requires_grad for parameter in module.parameters())
+        and (not under or f"{name}.".startswith(roots))
+    ]
 
 
 def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:

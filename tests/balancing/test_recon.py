@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from perception.balancing.recon import LayerConflicts, shared_layers
+from perception.balancing.recon_balancers import Recon
 from perception.balancing.split_layers import split_layers
-from perception.balancing.task_copies import use_task
+from perception.balancing.task_copies import task_copies, use_task
 from perception.balancing.task_norms import plain_model
 
 TASKS = ("det", "seg")
@@ -129,6 +130,32 @@ def test_the_top_layers_can_be_split() -> None:
         "3.seg.weight",
         "3.seg.bias",
     ]
+
+
+def test_batch_norms_keep_each_groups_own_statistics() -> None:
+    """Behind a split layer the groups' features differ: a mixture of their statistics fits none in evaluation."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net.append(nn.BatchNorm1d(4).requires_grad_(False))
+    net.append(nn.BatchNorm1d(4, track_running_stats=False))
+    net.task_names = TASKS
+    model = Recon(layers=["0"]).prepare(net)
+    assert set(task_copies(model)) == {"0", "1", "4"}
+    with torch.no_grad():
+        model[0]["seg"].weight += 2.0
+    alone = {task: plain_model(model, task).train() for task in TASKS}
+    x = torch.randn(20, 16, 3)
+    for batch in x:
+        for task in TASKS:
+            alone[task](batch)
+            with use_task(model, task):
+                model.train()(batch)
+    for task in TASKS:
+        for name in ("1", "4"):
+            for part in ("running_mean", "running_var"):
+                own = getattr(model.get_submodule(f"{name}.{task}"), part)
+                torch.testing.assert_close(own, getattr(alone[task].get_submodule(name), part))
+    assert set(task_copies(Recon(layers=["0"], trunk=["0", "1"]).prepare(net))) == {"0", "1"}
 
 
 @pytest.mark.parametrize(
