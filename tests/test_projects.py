@@ -68,3 +68,22 @@ def test_pages(project: Path) -> None:
     for path in (project / "configs").glob("*.py"):
         short = parse_config_name(path).short
         assert any(short in snippet for snippet in shown), f"{page} does not show {short}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "projects").glob("*/results/*.json")), ids=str)
+def test_tables_are_those_of_the_results(path: Path) -> None:
+    """Every finished run's scores stand in the page, and neither names a folder of somebody's machine."""
+    text = path.read_text(encoding="utf-8")
+    assert '"/' not in text
+    page = (path.parents[1] / "README.md").read_text(encoding="utf-8")
+    ours = page[page.index("## Ours") :]
+    assert f"results/{path.name}" in ours
+    result = json.loads(text)
+    rows = [line for line in ours.splitlines() if line.startswith("|")]
+    for group in (*result["single"].values(), *result["balancers"].values()):
+        scores = [
+            f"{group['metrics'][name]['mean']:.3f}" for name in ("NDS", "mIoU") if name in group["metrics"]
+        ]
+        found = [row for row in rows if all(score in row for score in scores)]
+        assert found, f"{path.parents[1].name} has no row with {scores}"
+        assert any(row.rstrip("| ").endswith(str(len(group["runs"]))) for row in found)

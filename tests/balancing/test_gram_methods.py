@@ -1,6 +1,7 @@
 """Each closed-form Gram method against its paper's algorithm on vectors; the others by their optimality conditions."""
 
 import pytest
+import scipy.optimize
 import torch
 from torchjd.aggregation import PCGradWeighting as TorchJDPCGrad
 
@@ -28,6 +29,7 @@ from tests.balancing import cases, naive
 NUM_CASES = 286
 FULL_RANK = 1e-10
 DEFICIENT = 1e-6
+DUAL_CONE = 1e-3  # TorchJD adds 1e-4 to the diagonal of the scaled matrix
 
 
 def wpcgrad_pair(mode):
@@ -200,14 +202,43 @@ def test_nash_where_the_published_solver_returns_ones():
     assert torch.allclose(limited / limited.sum(), c / c.sum())
 
 
-@pytest.mark.parametrize("method", [upgrad(), dualproj()], ids=["upgrad", "dualproj"])
-def test_dual_cone_projections_harm_no_task(method):
-    for seed in range(20):
-        matrix = cases.draw(seed, num_tasks=4)
+def project_on_dual_cone(gradient, matrix):
+    """The nearest x with J x >= 0, by another solver: x = g + J^T w with the w >= 0 of least |x|."""
+    scale = float(matrix.norm())
+    weights, _ = scipy.optimize.nnls((matrix.T / scale).numpy(), (-gradient / scale).numpy(), maxiter=10_000)
+    return gradient + torch.from_numpy(weights) @ matrix
+
+
+def test_dual_cone_projections_are_the_nearest_points():
+    for seed in range(40):
+        matrix = cases.draw(seed, low=-9, high=9)
         gram = matrix @ matrix.T
-        gains = gram @ method(gram)
-        # The projector adds 1e-4 to the diagonal of the scaled matrix.
-        assert float(gains.min()) >= -1e-3 * float(gram.diagonal().mean())
+        nearest = project_on_dual_cone(matrix.mean(0), matrix)
+        assert cases.relative_error(dualproj()(gram) @ matrix, nearest, matrix) <= DUAL_CONE
+        nearest = torch.stack([project_on_dual_cone(row, matrix) for row in matrix]).mean(0)
+        assert cases.relative_error(upgrad()(gram) @ matrix, nearest, matrix) <= DUAL_CONE
+
+
+def test_the_toy_problem_of_cagrad_nash_and_aligned_mtl():
+    """Its losses and Gram matrix at (-8.5, 7.5), where the two agree."""
+    x = torch.tensor([-8.5, 7.5], dtype=torch.float64, requires_grad=True)
+    x1, x2 = x
+    logs = [
+        (0.5 * (-x1 - 7) - (-x2).tanh()).abs().clamp(min=5e-6).log() + 6,
+        (0.5 * (-x1 + 3) + (-x2).tanh() + 2).abs().clamp(min=5e-6).log() + 6,
+    ]
+    quadratics = [((-x1 + sign * 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20 for sign in (1, -1)]
+    gates = (x2 / 2).tanh().clamp(min=0), (-x2 / 2).tanh().clamp(min=0)
+    losses = [gates[0] * first + gates[1] * second for first, second in zip(logs, quadratics, strict=True)]
+    assert [loss.item() for loss in losses] == pytest.approx([6.552363, 7.900798], abs=1e-6)
+    matrix = torch.stack([torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses])
+    gram = matrix @ matrix.T
+    assert gram.flatten().tolist() == pytest.approx([0.081505, 0.021181, 0.021181, 0.005551], abs=1e-6)
+    assert PCGradWeighting()(gram).tolist() == [1, 1]
+    assert WPCGradWeighting(UniformPriority(2))(gram).tolist() == [1, 1]
+    assert mgda(epsilon=1e-9)(gram).tolist() == pytest.approx(
+        [0, 1], abs=1e-3
+    )  # the shorter one, inside the other's cone
 
 
 def test_golden_numbers_of_torchjd():

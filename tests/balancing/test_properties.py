@@ -14,7 +14,15 @@ from perception.balancing import (
     WPCGradWeighting,
 )
 from perception.balancing.gradvac import VaccineWeighting
-from perception.balancing.torchjd_weighting import aligned_mtl, cagrad, fairgrad, imtl_g, mgda, upgrad
+from perception.balancing.torchjd_weighting import (
+    aligned_mtl,
+    cagrad,
+    dualproj,
+    fairgrad,
+    imtl_g,
+    mgda,
+    upgrad,
+)
 from tests.balancing import cases
 
 METHODS = {
@@ -30,6 +38,7 @@ METHODS = {
     "imtl_g": imtl_g,
     "fairgrad": fairgrad,
     "upgrad": upgrad,
+    "dualproj": dualproj,
 }
 # Coefficients behave like G^-degree; those of the bargaining methods shrink as gradients grow.
 DEGREE = {"nash": 0.5, "fairgrad": 0.5}

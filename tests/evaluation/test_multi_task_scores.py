@@ -1,6 +1,9 @@
 """Multi-task scores against the numbers that the papers print."""
 
 import pytest
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.constants import TP_METRICS
+from nuscenes.eval.detection.data_classes import DetectionMetrics
 
 from perception.evaluation import acc_mtl, delta_m, delta_mtl
 
@@ -126,3 +129,25 @@ def test_a_score_of_0_makes_acc_mtl_0():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("mean_ap", "errors", "printed"),
+    [
+        (0.186, (0.895, 0.300, 0.704, 0.648, 0.215), 0.3168),
+        (0.195, (0.898, 0.297, 0.698, 0.579, 0.212), 0.3291),
+        (0.207, (0.904, 0.297, 0.667, 0.549, 0.213), 0.3405),
+        (0.203, (0.891, 0.299, 0.690, 0.544, 0.203), 0.3388),
+        (0.209, (0.901, 0.302, 0.635, 0.559, 0.214), 0.3434),
+    ],
+)
+def test_nds_of_wpcgrads_table_2(mean_ap, errors, printed):
+    """wPCGrad's Eq. 2 is what the devkit, by which we score, makes of that table's mAP and errors."""
+    config = config_factory("detection_cvpr_2019")
+    metrics = DetectionMetrics(config)
+    for name in config.class_names:
+        for distance in config.dist_ths:
+            metrics.add_label_ap(name, distance, mean_ap)
+        for metric, error in zip(TP_METRICS, errors, strict=True):
+            metrics.add_label_tp(name, metric, error)
+    assert metrics.nd_score == pytest.approx(printed, abs=5e-5)
