@@ -31,7 +31,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "constant": {"weights": {"left": 1.0, "right": 1.0, "recon": 10.0}},
     "wpcgrad-seg-vel": {"priority": {**_DIGITS_SCHEDULE, "schedule": "seg_to_vel"}},
     "wpcgrad-vel-seg": {"priority": {**_DIGITS_SCHEDULE, "schedule": "vel_to_seg"}},
-    "recon_scores": {"num_layers": 2},  # of the trunk's four
+    "recon_scores": {"num_layers": 1},  # of the trunk's two linear layers and two norms
 }
 # Methods that follow validation scores must know that a lower reconstruction error is a better one.
 _FOLLOW_SCORES = ("achievement", "amtl", "dtp")

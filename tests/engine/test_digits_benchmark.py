@@ -16,6 +16,7 @@ from perception.engine.digits_benchmark import (
     run_digits_benchmark,
 )
 from perception.engine.digits_data import load_digit_pairs
+from perception.engine.digits_table import methods_table
 from perception.engine.digits_training import (
     DigitsNet,
     DigitsSettings,
@@ -108,7 +109,7 @@ def test_methods_that_change_the_network(tmp_path: Path, method: str) -> None:
     run = json.loads((tmp_path / "runs" / f"{method}.seed0.json").read_text())
     if method == "recon":
         scores = json.loads((tmp_path / "runs" / "recon_scores.seed0.json").read_text())
-        assert len(scores["recon_layers"]) == 2
+        assert len(scores["recon_layers"]) == 1
         assert run["spec"]["layers"] == scores["recon_layers"]
 
 
@@ -167,6 +168,18 @@ def test_a_failed_run_does_not_end_the_others(tmp_path: Path, monkeypatch: pytes
     )
     assert set(result["methods"]) == {"rlw"}
     assert result["failed"] == {"mgda.seed0": "FloatingPointError: nan"}
+
+
+def test_the_page_shows_the_committed_result() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs" / "results"
+    text = (folder / "digits.json").read_text(encoding="utf-8")
+    result = json.loads(text)
+    assert methods_table(result) in (folder / "digits.md").read_text(encoding="utf-8")
+    assert set(result["methods"]) <= set(balancer_names())
+    assert not result["failed"]
+    assert result["command"] == "python tools/bench_digits.py"
+    assert result["settings"] == DigitsSettings().describe()
+    assert text.replace(result["command"], "").count("/") == 0  # no path of a machine
 
 
 def test_the_width_of_the_code_is_shared() -> None:
