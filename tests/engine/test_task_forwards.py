@@ -1,5 +1,6 @@
 """Connection strength through the whole engine, against its equations written with plain tensors."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmengine.structures import PixelData
 from torch import Tensor
 
 from perception.balancing import build_balancer
+from perception.balancing.channel_strength import top_tasks
 from perception.balancing.task_copies import use_task
 from perception.balancing.task_norms import plain_model
 from perception.checkpoint import CheckpointError, load_checkpoint
@@ -26,7 +28,7 @@ from perception.engine import (
 )
 from perception.engine.compare import compare
 from perception.engine.compare_plan import plan_runs
-from perception.engine.task_forwards import predict_by_groups, prepare_model, train_by_groups
+from perception.engine.task_forwards import predict_by_groups, prepare_model, task_group, train_by_groups
 from perception.registry import MODELS
 from perception.visualization import plot_balance
 from perception.visualization.balance_records import BalanceRecords
@@ -427,24 +429,67 @@ def test_compared_with_others_and_drawn(tmp_path: Path) -> None:
         )
 
 
+def descend_slowly(model: Any, data: dict[str, Any], balancer: Any, *, phase: str, lr: float) -> None:
+    """A step of plain gradient descent with gradients taken group by group; channels' strengths are the balancer's."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    per_group: list[dict[str, Tensor]] = []
+    for group, tasks in balancer.plan:
+        with task_group(model, group, tasks):
+            losses, _ = model.parse_losses(model(**data, mode="loss"))
+        total = torch.stack([loss for _, loss in losses.items()]).sum()
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        per_group.append({name: g for name, g in zip(parameters, found, strict=True) if g is not None})
+        if phase == "sequential":
+            with torch.no_grad():
+                for name, gradient in per_group[-1].items():
+                    parameters[name].add_(gradient, alpha=-lr)  # rounded as torch's SGD does
+    if phase == "sequential":
+        return
+    update: dict[str, Tensor] = {}
+    for gradients in per_group:
+        for name, gradient in gradients.items():
+            update[name] = update.get(name, 0) + gradient
+    everyone = torch.ones(len(per_group), dtype=torch.bool)
+    for connection, strength in zip(balancer.connections, balancer.strengths(model), strict=True):
+        names = [n for n in (f"{connection.layer}.weight", f"{connection.layer}.bias") if n in update]
+        vectors = [[g.get(n, torch.zeros_like(update[n])) for n in names] for g in per_group]
+        tops = top_tasks(strength, everyone).tolist()
+        update |= dict(zip(names, naive(vectors, tops, len(per_group)), strict=True))
+    with torch.no_grad():
+        for name, gradient in update.items():
+            parameters[name].add_(gradient, alpha=-lr)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_demos_model_takes_a_step(phase: str) -> None:
+def test_the_demos_update_is_that_of_the_slow_way(phase: str) -> None:
+    lr = 1e-3
     torch.manual_seed(0)
     balancer = build_balancer({"name": "connection_strength", "phases": phase})
     model = MODELS.build(load_config("bevformer_nano_det-seg-connection-strength").model)
     model.init_weights()
     model = prepare_model(balancer, model).train()
+    with torch.no_grad():  # else no group leads any channel before the first update
+        for name, parameter in model.named_parameters():
+            if name.endswith((".det.weight", ".seg.weight")):
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     item = make_item(0)
     item["data_samples"].gt_bev_seg = PixelData(sem_seg=torch.randint(0, 4, (1, 200, 400)))
-    wrapper = BalancedOptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3), balancer=balancer)
+    slow, before = copy.deepcopy(model), state_of(model)
+    wrapper = BalancedOptimWrapper(torch.optim.SGD(model.parameters(), lr=lr), balancer=balancer)
     wrapper.balanced.prepare(model, model.task_names, max_epochs=2, total_steps=2, seed=0)
     wrapper.balanced.begin_epoch(1)
-    before = state_of(model)
     train_by_groups(model, collate([item]), wrapper, step=1)
     assert not wrapper.last_step["skipped"]
     assert wrapper.last_step["balance"]["phase"] == phase
     assert len(balancer.connections) == 33
-    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    if phase == "grouped":
+        assert wrapper.last_step["balance"]["group_conflict_share"] > 0
+    descend_slowly(slow, slow.data_preprocessor(collate([item]), True), balancer, phase=phase, lr=lr)
+    expected = {name: value - before[name] for name, value in slow.named_parameters()}
+    total = torch.stack([value.norm() for value in expected.values()]).norm()
+    errors = [(value - before[name] - expected[name]).norm() for name, value in model.named_parameters()]
+    assert torch.stack(errors).norm() <= 1e-5 * total
+    still = {name for name, value in expected.items() if not value.any()}
     assert not {name for name in still if name.startswith(model.trunk_names) and ".norm" in name}
     assert {f"img_backbone.bn1.{group}.weight" for group in GROUPS}.isdisjoint(still)
