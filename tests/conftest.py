@@ -1,12 +1,18 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures that several packages' tests share, and what must be set before the first import."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # `import mmdet3d` needs mmcv's compiled module, which this import stands in for.
 import perception  # noqa: F401
 from tests.parity import require
+
+# Without a GPU kernels run in Triton's interpreter. Triton reads this when it is imported, by torch's compiler too.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 

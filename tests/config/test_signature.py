@@ -54,7 +54,15 @@ def test_reading_sources_agrees_with_importing(name):
     read = {place.path: place.accepted for place in walk_config(root, is_static=True)}
     imported = {place.path: place.accepted for place in walk_config(root)}
     assert read.keys() == imported.keys()
-    assert {path for path in read if read[path] != imported[path]} == set()
+    other = {path for path in read if read[path] != imported[path]}
+    # A registry's own name for mmcv's operator: only its import tells what stands behind it.
+    assert all(read[path] is None and _dict_at(root, path)["type"] == "DCNv2" for path in other)
+
+
+def _dict_at(root, path):
+    for key in path.split("."):
+        root = root[int(key) if isinstance(root, list | tuple) else key]
+    return root
 
 
 def test_unknown_sources_give_nothing():

@@ -30,7 +30,7 @@ def device():
     pytest.importorskip("triton", reason="Triton is not installed; the extra `kernels` brings it")
     if torch.cuda.is_available():
         return "cuda"
-    assert os.environ.get("TRITON_INTERPRET") == "1", "Triton was imported before tests/ops/conftest.py"
+    assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py sets it"
     return "cpu"
 
 
