@@ -4,6 +4,7 @@ import inspect
 import os
 import random
 import signal
+import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -93,9 +94,16 @@ def _init_worker(worker_id: int, *, seed: int) -> None:
     # A signal to the process group, or to each process of a job, must not take the workers away while the main process
     # finishes its step. They end when it closes its loader or dies.
     os.setpgid(0, 0)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    threading.Thread(target=_obey_the_parent_alone, daemon=True).start()
     worker_seed = stable_seed(seed, worker_id)
     random.seed(worker_seed)
     np.random.seed(worker_seed % 2**32)
     torch.manual_seed(worker_seed)
+
+
+def _obey_the_parent_alone() -> None:
+    """Leave at a stop signal of the main process, which ends workers by it; let others' pass."""
+    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,5 +1,7 @@
 """The run's seed reaches what datasets draw."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,26 @@ def test_negative_val_interval(tmp_path: Path) -> None:
         ValueError, match=r"val_interval=-1; allowed: 1 or more, None .at the end only., 0 .never."
     ):
         PerceptionRunner.from_cfg(cfg).train()
+
+
+def test_a_process_ends_with_workers_that_still_wait() -> None:
+    """Workers let others' signals pass, yet leave when the main process ends them, as it does at its own end."""
+    code = """
+import multiprocessing, os, subprocess, time
+from perception.engine.data_loading import build_dataloader
+loader = build_dataloader(dict(dataset=list(range(100)), batch_size=1, num_workers=2, persistent_workers=True,
+                               collate_fn=dict(type=list)), seed=0)
+kept = iter(loader)
+next(kept)
+workers = [child.pid for child in multiprocessing.active_children()]
+subprocess.run(["kill", "-TERM", *map(str, workers)], check=True)
+time.sleep(0.5)
+next(kept)
+assert len(workers) == len(multiprocessing.active_children()) == 2
+multiprocessing.active_children()[0].terminate()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=120, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0
