@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets._files import missing_files
+from perception.datasets._image_files import read_image
 from perception.datasets._tables import Database, Problem, Record, read_database
 from perception.datasets.index_builder import DETECTION_NAMES, missing_sensors
-from perception.datasets.transforms.images import read_image
 from perception.datasets.vector_map import NuScenesVectorMap, map_path
 from perception.structures import CAMERA_NAMES
 from perception.utils import DataError, show_progress

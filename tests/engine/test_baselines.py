@@ -26,7 +26,7 @@ def test_scores_are_the_same_without_images(cfg, tmp_path, monkeypatch, name):
     with monkeypatch.context() as patch:
         patch.setattr(baselines, "without_images", dict)
         slow = score_baseline(cfg, name)
-    monkeypatch.setattr(images, "read_image", None)  # reading one would now fail
+    monkeypatch.setattr(images, "read_content", None)  # reading one would now fail
     start = time.monotonic()
     assert score_baseline(cfg, name) == slow
     assert time.monotonic() - start < 8

@@ -1,5 +1,6 @@
 """Steps of the data pipeline, from file names to the packed item."""
 
+from perception.datasets._image_files import read_image
 from perception.datasets.transforms._base import BEVTransform
 from perception.datasets.transforms.bev_augment import (
     BEVRandomFlip,
@@ -9,7 +10,7 @@ from perception.datasets.transforms.bev_augment import (
 )
 from perception.datasets.transforms.boxes import ObjectRangeFilter
 from perception.datasets.transforms.crop import CropTopMultiView
-from perception.datasets.transforms.images import LoadMultiViewImages, ResizeMultiView, read_image
+from perception.datasets.transforms.images import LoadMultiViewImages, ResizeMultiView
 from perception.datasets.transforms.map_target import LoadBEVMap
 from perception.datasets.transforms.pack import PackBEVInputs
 from perception.datasets.transforms.photometric import PhotometricDistortion
