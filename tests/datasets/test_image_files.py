@@ -45,8 +45,8 @@ def test_a_reduced_decoding_is_the_mean_of_the_pixels_it_stands_for():
     full = decode_for(content, None, path="x").pixels.astype(float)
     reduced = decode_for(content, (80, 48), path="x").pixels
     mean = full.reshape(48, 2, 80, 2, 3).mean(axis=(1, 3))
-    assert np.abs(reduced - mean).mean() < 2
-    assert np.abs(reduced[:, 1:] - mean[:, :-1]).mean() > 10
+    assert np.abs(reduced - mean).mean() < 0.5
+    assert np.abs(reduced[:, 1:] - mean[:, :-1]).mean() > 5  # by one pixel off
 
 
 @pytest.mark.parametrize("expected", [None, (160, 90)])
