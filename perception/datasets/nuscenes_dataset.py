@@ -23,10 +23,12 @@ class NuScenesBEVDataset(BaseDataset):
 
     In training an item holds `queue_length` frames, oldest first: the current one and earlier ones of its scene. At the
     start of a scene the earliest frame is repeated. In test mode an item is one frame; the model carries the history.
+    With `history="stream"` it is one frame in training too: see `read_streamed` and `StreamSampler`.
 
     The pipeline gets a dict with `frames` (a list of dicts: `images`, `img`, `lidar2img`, `ego_motion`, `has_prev`, …),
-    the current sample's fields, `gt_bboxes_3d`, `gt_labels_3d`, `bev_aug` and `rng`. All randomness comes from `rng`,
-    which depends on (seed, epoch, index) only.
+    the current sample's fields, `gt_bboxes_3d`, `gt_labels_3d`, `bev_aug`, `rng` and `sequence_rng`. All randomness
+    comes from `rng`, which depends on (seed, epoch, index) only, and from `sequence_rng`. That is the same generator,
+    but for a streamed frame, where it begins alike for all frames of a visit.
 
     *Source*: BEVFormer's temporal queue. Deviation: never across scenes; motion is that of the LiDAR (see
     `perception.structures.ego_motion`).
@@ -35,15 +37,16 @@ class NuScenesBEVDataset(BaseDataset):
         ann_file: index written by `prepare`, absolute or relative to `data_root`.
         data_root: the nuScenes root; image paths are relative to it.
         pipeline: transforms, as configs or callables; the last one is `PackBEVInputs`.
-        queue_length: frames of a training item, the current one included.
+        queue_length: frames of a training item, the current one included; None: 3, or 1 for "stream".
         history: "random" takes `queue_length − 1` of the `queue_length` frames before the current one (upstream's way);
-            "consecutive" takes those just before it.
+            "consecutive" takes those just before it; "stream" takes none, since the model carries its BEV features from
+            step to step.
         class_names: detection classes in the order of their labels; other boxes are dropped.
         use_only_valid: drop boxes without LiDAR and radar points; None means in training only.
         upstream_can_bus: motion as upstream makes it (`perception.structures.upstream_ego_motion`), for weights trained
             with it; not together with BEV augmentations, which upstream does not have.
         on_error: "strict" raises at a defective sample; "skip" takes the next one instead, at most one in a thousand.
-            In test mode nothing is ever skipped.
+            In test mode nothing is ever skipped. Not for streams, which another frame would tear.
         seed: seed of the history and of the augmentation; a run gives its `randomness.seed` unless it is set here.
         test_mode: one frame per item, all boxes kept.
         indices: a subset, as in MMEngine: the first n, the last −n, or a list. Results on it are not comparable.
@@ -63,8 +66,8 @@ class NuScenesBEVDataset(BaseDataset):
         ann_file: str,
         data_root: str,
         pipeline: Sequence[Mapping[str, Any] | Callable],
-        queue_length: int = 3,
-        history: Literal["random", "consecutive"] = "random",
+        queue_length: int | None = None,
+        history: Literal["random", "consecutive", "stream"] = "random",
         class_names: Sequence[str] = CLASS_NAMES,
         use_only_valid: bool | None = None,
         upstream_can_bus: bool = False,
@@ -75,17 +78,20 @@ class NuScenesBEVDataset(BaseDataset):
         metainfo: Mapping[str, Any] | None = None,
         lazy_init: bool = False,
     ) -> None:
-        if queue_length < 1:
+        if queue_length is not None and queue_length < 1:
             raise ValueError(f"queue_length must be at least 1 (the current frame), got {queue_length}.")
         for name, value, allowed in (
-            ("history", history, ("random", "consecutive")),
+            ("history", history, ("random", "consecutive", "stream")),
             ("on_error", on_error, ("strict", "skip")),
         ):
             if value not in allowed:
                 raise ValueError(
                     f"{name} must be one of {allowed}, got {value!r}.{did_you_mean(value, allowed)}"
                 )
-        self.queue_length = 1 if test_mode else queue_length
+        if history == "stream" and not test_mode:
+            _check_stream_options(queue_length, on_error)
+            queue_length = 1
+        self.queue_length = 1 if test_mode else (queue_length or 3)
         self.history = history
         self.class_names = tuple(class_names)
         self.use_only_valid = not test_mode if use_only_valid is None else use_only_valid
@@ -250,19 +256,62 @@ class NuScenesBEVDataset(BaseDataset):
             ) from error
         get_logger(__name__).warning("sample replaced by the next one: %s", error)
 
-    def prepare_data(self, idx: int) -> Any:
-        """Compose an item's frames and run the pipeline on them."""
+    @property
+    def is_streamed(self) -> bool:
+        """Whether items are single training frames, to be read in the order of streams."""
+        return self.history == "stream" and not self.test_mode
+
+    def read_streamed(self, idx: int, *, previous: int | None, visit: int) -> Any:
+        """One frame of a stream.
+
+        Motion and `has_prev` are relative to the frame that the stream had just before, which need not be the index's
+        when this dataset is a subset; its token is the metainfo `carried_token`. `dataset[idx]` is a stream's first
+        frame.
+
+        Args:
+            idx: the item.
+            previous: the item that the stream had just before; None where there is none ("" is the token then).
+            visit: what `sequence_rng` is drawn from, besides the seed.
+
+        Raises:
+            DataError: the sample is defective.
+            ValueError: this dataset does not have `history="stream"`, or `previous` is no earlier frame of the scene.
+        """
+        if not self.is_streamed:
+            raise ValueError(
+                f'streams need training data with history="stream", this dataset has history={self.history!r} and '
+                f"test_mode={self.test_mode}."
+            )
+        if previous is not None:
+            place, before = self._order[idx], self._order[previous]
+            if not self._scene_starts[place] <= before < place:
+                raise ValueError(
+                    f"item {previous} (sample {self._tokens[before]}) is no earlier frame of the scene of item {idx} "
+                    f"(sample {self._tokens[place]}), so it can't be its history; give `indices` in the order of time."
+                )
+        return self.prepare_data(idx, previous=previous, visit=visit)
+
+    def prepare_data(self, idx: int, *, previous: int | None = None, visit: int | None = None) -> Any:
+        """Compose an item's frames and run the pipeline on them; `previous` and `visit` as in `read_streamed`."""
         position = int(self._order[idx])
+        before = None if previous is None else int(self._order[previous])
         rng = np.random.default_rng(stable_seed(self.seed, int(self._epoch), position))
         queue = self._queue(position, rng)
         infos = {frame: self._samples[frame] for frame in set(queue)}
         current = infos[position]
+        carried = (
+            {"carried_token": "" if before is None else self._tokens[before]} if self.is_streamed else {}
+        )
         results = {
             **current_frame_fields(current, data_root=self.data_root),
             **ground_truth(current, label_map=self._label_map, use_only_valid=self.use_only_valid),
-            "frames": self._frames(queue, infos),
+            **carried,
+            "frames": self._frames(queue, infos, before),
             "bev_aug": np.eye(4),
             "rng": rng,
+            "sequence_rng": rng
+            if visit is None
+            else np.random.default_rng(stable_seed(self.seed, "visit", visit)),
             "sample_idx": position,
         }
         return self.pipeline(results)
@@ -279,8 +328,10 @@ class NuScenesBEVDataset(BaseDataset):
         frames = [*candidates.tolist(), position]
         return [frames[0]] * (self.queue_length - len(frames)) + frames
 
-    def _frames(self, queue: list[int], infos: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-        previous: list[int | None] = [None, *queue[:-1]]
+    def _frames(
+        self, queue: list[int], infos: dict[int, dict[str, Any]], before_first: int | None
+    ) -> list[dict[str, Any]]:
+        previous: list[int | None] = [before_first, *queue[:-1]]
         if self.test_mode and queue[0] > self._scene_starts[queue[0]]:
             previous[0] = queue[0] - 1
         frames = []
@@ -298,3 +349,16 @@ class NuScenesBEVDataset(BaseDataset):
                 )
             )
         return frames
+
+
+def _check_stream_options(queue_length: int | None, on_error: str) -> None:
+    if queue_length not in (None, 1):
+        raise ValueError(
+            f'history="stream" gives one frame per item, queue_length is {queue_length}; set queue_length=1, or '
+            'history="random" for a queue in each item.'
+        )
+    if on_error == "skip":
+        raise ValueError(
+            'history="stream" does not go with on_error="skip": a frame in place of a defective one would tear its '
+            'stream. Repair the data (`perception data verify` lists the defects) and use on_error="strict".'
+        )

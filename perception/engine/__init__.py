@@ -22,6 +22,7 @@ from perception.engine.run_folder import hash_config, to_plain, update_summary
 from perception.engine.runner import PerceptionRunner, TrainingTerminated
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
 from perception.engine.strategies import DDPStrategy, SingleStrategy
+from perception.engine.stream_sampler import StreamSampler
 from perception.engine.train_loop import TrainLoop
 from perception.engine.work_dir import WorkDirError
 
@@ -41,6 +42,7 @@ __all__ = [
     "ScheduleHook",
     "SignalHook",
     "SingleStrategy",
+    "StreamSampler",
     "TensorboardBackend",
     "TensorboardHook",
     "TrainLoop",

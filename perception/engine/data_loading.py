@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, Registry
 from torch.utils.data import DataLoader
 
 from perception.engine.epoch_dataset import EpochDataset
 from perception.engine.epoch_sampler import EpochSampler
 from perception.engine.hooks.signal_hook import STOP_SIGNALS
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
+from perception.engine.stream_sampler import StreamSampler, check_loader
 from perception.utils import stable_seed
 
 _LOADER_KEYS = frozenset({"batch_size", "num_workers", "drop_last", "persistent_workers", "pin_memory",
@@ -31,7 +32,7 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
 
     A dataset that takes a `seed` gets the run's, unless its config has one. It hears of its epoch through the index
     (see `EpochDataset`). The loader draws from a generator of its own, so that starting an iteration does not shift the
-    training's random numbers. With a `SceneSampler`, batches read several scenes side by side.
+    training's random numbers. With a `SceneSampler` or a `StreamSampler`, batches read several scenes side by side.
 
     Raises:
         ValueError: an unknown key, a missing dataset or an unsuited sampler.
@@ -51,8 +52,13 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
         dataset.full_init()
     dataset = EpochDataset(dataset)
     sampler = config.get("sampler") or dict(type=EpochSampler)
+    batch_size = config.get("batch_size", 1)
     if isinstance(sampler, Mapping):
-        sampler = DATA_SAMPLERS.build(dict(sampler), default_args=dict(dataset=dataset, seed=seed))
+        supplied = dict(dataset=dataset, seed=seed)
+        if _kind(DATA_SAMPLERS, sampler) is StreamSampler:
+            supplied["batch_size"] = batch_size
+        sampler = DATA_SAMPLERS.build(dict(sampler), default_args=supplied)
+    check_loader(dataset, sampler, batch_size)
     options = {key: config[key] for key in _LOADER_KEYS & set(config)}
     num_workers = options.get("num_workers", 0)
     if num_workers == 0:
@@ -74,10 +80,14 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
 
 
 def _build_dataset(config: Mapping[str, Any], *, seed: int) -> Any:
-    kind = config["type"]
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = _kind(DATASETS, config)
     takes_seed = kind is not None and "seed" in inspect.signature(kind).parameters
     return DATASETS.build({"seed": seed, **config} if takes_seed else dict(config))
+
+
+def _kind(registry: Registry, config: Mapping[str, Any]) -> Any:
+    kind = config["type"]
+    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def _resolve_collate(config: Any) -> Any:

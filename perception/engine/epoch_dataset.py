@@ -35,13 +35,40 @@ def _rebuild(index: int, epoch: int) -> EpochIndex:
     return EpochIndex.of(index, epoch=epoch)
 
 
+class StreamIndex(EpochIndex):
+    """The index of a frame in a stream.
+
+    Attributes:
+        previous: index of the frame that its stream had just before; None where it has no history.
+        visit: a number that all frames have which belong together, and others have not.
+    """
+
+    previous: int | None
+    visit: int
+
+    @classmethod
+    def in_stream(cls, index: int, *, epoch: int, previous: int | None, visit: int) -> "StreamIndex":
+        """Index `index` in epoch `epoch`, behind `previous`."""
+        made = cls(index)
+        made.epoch, made.previous, made.visit = epoch, previous, visit
+        return made
+
+    def __reduce__(self) -> tuple:
+        return (_rebuild_in_stream, (int(self), self.epoch, self.previous, self.visit))
+
+
+def _rebuild_in_stream(index: int, epoch: int, previous: int | None, visit: int) -> StreamIndex:
+    return StreamIndex.in_stream(index, epoch=epoch, previous=previous, visit=visit)
+
+
 class EpochDataset(Dataset):
     """A map-style dataset that passes the epoch of each index on to the dataset which it wraps.
 
     Everything else (`metainfo`, `scene_tokens`, ...) is the wrapped dataset's.
 
     Args:
-        dataset: any map-style dataset; `set_epoch(epoch)` is called if it has it.
+        dataset: any map-style dataset; `set_epoch(epoch)` is called if it has it. Frames of streams come from its
+            `read_streamed(index, previous=, visit=)`.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -56,6 +83,8 @@ class EpochDataset(Dataset):
         if epoch is not None and epoch != self._epoch and hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
             self._epoch = epoch
+        if isinstance(index, StreamIndex):
+            return self.dataset.read_streamed(int(index), previous=index.previous, visit=index.visit)
         return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:

@@ -44,7 +44,7 @@ class SceneSampler(Sampler[int]):
         del seed
         rank = collectives.rank() if rank is None else rank
         world_size = collectives.world_size() if world_size is None else world_size
-        scenes = _group(read_scene_tokens(dataset))
+        scenes = group_scenes(read_scene_tokens(dataset))
         self.scenes = _balance(scenes, num_parts=world_size)[rank]
 
     def __len__(self) -> int:
@@ -98,7 +98,8 @@ def read_scene_tokens(dataset: Any) -> list[str]:
     )
 
 
-def _group(tokens: Sequence[str]) -> list[list[int]]:
+def group_scenes(tokens: Sequence[str]) -> list[list[int]]:
+    """Indices of each scene, in order."""
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         scenes.setdefault(token, []).append(index)

@@ -25,6 +25,7 @@ from perception.models.center_heatmap import CenterHeatmap
 from perception.models.map_head import MapHead
 from perception.models.patch_seg_head import PatchSegHead
 from perception.models.perspective_head import PerspectiveHead
+from perception.models.stream_memory import StreamMemory
 from perception.models.task_losses import group_losses
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
@@ -44,7 +45,8 @@ class BEVFormer(BaseModel):
     """Camera-only 3D detection and BEV segmentation over time.
 
     *Source*: Li et al., BEVFormer (ECCV 2022), and its released code with the defects corrected that tie it to batch
-    size 1. History frames run in evaluation mode without gradients; only the last frame is trained.
+    size 1. Of a queue, history frames run in evaluation mode without gradients and only the last frame is trained. A
+    stream's frame has the BEV features that the training step before made, see `StreamMemory`.
 
     Args:
         img_backbone: config of the image backbone (mmdet).
@@ -107,6 +109,7 @@ class BEVFormer(BaseModel):
         self.backbone_sha256 = backbone_sha256
         self.shared_features = SharedFeatures()
         self.task_streams = TaskStreams()
+        self.stream_memory = StreamMemory()
         self._num_cams = self.bev_encoder.num_cams
         self.rotations: RotoGrad | None = None
         self._only: tuple[str, ...] | None = None
@@ -229,7 +232,9 @@ class BEVFormer(BaseModel):
 
     def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
         """Loss terms and target counts; a task without a target in the batch is left out."""
-        bev, features = self._compute_bev(inputs, None, None)
+        history = self.stream_memory.recall(data_samples, self._only, self.task_streams.label)
+        bev, features = self._compute_bev(inputs, *history)
+        self.stream_memory.keep(bev, self._only)
         bev, *features = self.shared_features(bev, *features)
         outputs = self._forward_heads(bev)
         losses: dict[str, Tensor] = {}

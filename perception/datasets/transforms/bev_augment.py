@@ -118,6 +118,11 @@ def _augment(
     }
 
 
+def _sequence_rng(results: dict[str, Any]) -> np.random.Generator:
+    """A carried BEV and the frame that reads it must lie in one world, so a stream's frames draw alike."""
+    return results.get("sequence_rng", results["rng"])
+
+
 @TRANSFORMS.register_module()
 class BEVRandomFlip(BEVTransform):
     """Swap left and right of the world (x → −x) with some probability.
@@ -142,7 +147,7 @@ class BEVRandomFlip(BEVTransform):
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Flip, or not."""
-        if results["rng"].random() >= self._prob:
+        if _sequence_rng(results).random() >= self._prob:
             return results
         flipped = _augment(results, is_mirrored=True)
         if self._mirror_images:
@@ -188,6 +193,7 @@ class BEVRandomRotate(BEVTransform):
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Turn and scale."""
-        angle = math.radians(results["rng"].uniform(-self._max_angle, self._max_angle))
-        scale = float(results["rng"].uniform(*self._scale_range))
+        rng = _sequence_rng(results)
+        angle = math.radians(rng.uniform(-self._max_angle, self._max_angle))
+        scale = float(rng.uniform(*self._scale_range))
         return _augment(results, angle=angle, scale=scale)

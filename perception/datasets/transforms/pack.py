@@ -73,6 +73,8 @@ class PackBEVInputs(BEVTransform):
 
     def _data_sample(self, results: dict[str, Any]) -> Det3DDataSample:
         metainfo = {key: results[key] for key in _META_KEYS}
+        if "carried_token" in results:  # a frame of a stream
+            metainfo["carried_token"] = results["carried_token"]
         metainfo |= {"img_paths": dict(results["frames"][-1]["img_paths"])}
         sample = Det3DDataSample(metainfo=metainfo)
         boxes = torch.from_numpy(results["gt_bboxes_3d"]).float()
