@@ -14,6 +14,7 @@ TEMPORARY_PREFIX = ".tmp-"
 
 _STEP_DIR = re.compile(r"step_(\d{8,})(\.old-[0-9a-f]+)?")
 _RNG_FILE = re.compile(r"rng_rank(\d+)\.pt")
+_STREAMS_FILE = re.compile(r"streams_rank(\d+)\.pt")
 # Suffixes under which other frameworks store pickles.
 PICKLE_SUFFIXES = frozenset(
     {".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".tar", ".metadata", ".distcp"}
@@ -33,6 +34,17 @@ def rng_file_name(rank: int) -> str:
 def rank_of_rng_file(name: str) -> int | None:
     """Rank of an `rng_rank*.pt` file name, None for any other name."""
     match = _RNG_FILE.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def streams_file_name(rank: int) -> str:
+    """`streams_rank0.pt` for rank 0."""
+    return f"streams_rank{rank}.pt"
+
+
+def rank_of_streams_file(name: str) -> int | None:
+    """Rank of a `streams_rank*.pt` file name, None for any other name."""
+    match = _STREAMS_FILE.fullmatch(name)
     return int(match.group(1)) if match else None
 
 

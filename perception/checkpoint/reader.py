@@ -31,6 +31,7 @@ class Checkpoint:
         optimizer_state: as it was saved.
         state: sampler position, schedule, class list, task list and so on.
         rng_states: rank → generator states.
+        stream_states: rank → what its streams carry; empty for a run without streams.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Checkpoint:
     optimizer_state: dict[str, Any]
     state: dict[str, Any]
     rng_states: dict[int, dict[str, Any]]
+    stream_states: dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             path=step_dir,
         )
     manifest = read_manifest(step_dir)
-    ranks = {rank: name for name in manifest["files"] if (rank := names.rank_of_rng_file(name)) is not None}
+    files = manifest["files"]
+    ranks = {rank: name for name in files if (rank := names.rank_of_rng_file(name)) is not None}
+    streams = {rank: name for name in files if (rank := names.rank_of_streams_file(name)) is not None}
     return Checkpoint(
         path=step_dir,
         step=int(manifest["step"]),
@@ -159,6 +163,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         optimizer_state=_load_torch(step_dir / names.OPTIMIZER_FILE),
         state=_load_state(step_dir),
         rng_states={rank: _load_torch(step_dir / name) for rank, name in ranks.items()},
+        stream_states={rank: _load_torch(step_dir / name) for rank, name in streams.items()},
     )
 
 

@@ -36,6 +36,7 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Any],
     state: Mapping[str, Any],
     rng_states: Mapping[int, Mapping[str, Any]],
+    stream_states: Mapping[int, Mapping[str, Any]] | None = None,
     max_keep: int = 2,
 ) -> Path:
     """Write `checkpoints_dir/step_<step>` atomically, verify it by reading it back, prune the old ones.
@@ -47,6 +48,7 @@ def save_checkpoint(
         optimizer_state: nested dicts and lists of tensors and JSON-able values.
         state: JSON-able values; `config_hash` and `world_size` are copied into the manifest.
         rng_states: rank → generator states, as `optimizer_state`.
+        stream_states: rank → what its streams carry, as `optimizer_state`; None or empty: the run has no streams.
         max_keep: how many checkpoints stay, the new one included.
 
     Returns:
@@ -61,7 +63,7 @@ def save_checkpoint(
         raise ValueError(f"max_keep is {max_keep}; allowed: 1 or more, since the newest checkpoint must stay")
     root = Path(checkpoints_dir)
     final = root / names.step_dir_name(step)
-    files = _serialise(final, model_state, optimizer_state, state, rng_states)
+    files = _serialise(final, model_state, optimizer_state, state, rng_states, stream_states or {})
     temporary = root / f"{names.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -106,10 +108,16 @@ def _serialise(
     optimizer_state: Mapping[str, Any],
     state: Mapping[str, Any],
     rng_states: Mapping[int, Mapping[str, Any]],
+    stream_states: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, bytes]:
     path = str(final)
     tensors = detach_model_state(model_state, path=path)
-    for name, content in (("model", tensors), ("optimizer", optimizer_state), ("state", state)):
+    for name, content in (
+        ("model", tensors),
+        ("optimizer", optimizer_state),
+        ("state", state),
+        ("streams", stream_states),
+    ):
         found = first_non_finite(content, name=name)
         if found is not None:
             raise CheckpointError(
@@ -118,6 +126,7 @@ def _serialise(
             )
     check_plain(optimizer_state, name="optimizer", path=path)
     check_plain(rng_states, name="rng", path=path)
+    check_plain(stream_states, name="streams", path=path)
     try:
         state_bytes = (json.dumps(dict(state), indent=1, sort_keys=True, allow_nan=False) + "\n").encode(
             "utf-8"
@@ -129,6 +138,7 @@ def _serialise(
         names.OPTIMIZER_FILE: _dump_torch(optimizer_state),
         names.STATE_FILE: state_bytes,
         **{names.rng_file_name(rank): _dump_torch(rng) for rank, rng in rng_states.items()},
+        **{names.streams_file_name(rank): _dump_torch(part) for rank, part in stream_states.items()},
     }
 
 

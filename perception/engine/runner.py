@@ -1,7 +1,6 @@
 """The one runner: MMEngine's FlexibleRunner with our run folder, checkpoints, resume and signals."""
 
 import inspect
-import io
 import os
 import uuid
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import BaseLoop, FlexibleRunner
 from mmengine.visualization import Visualizer
@@ -24,14 +22,15 @@ from perception.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from perception.engine.collectives import gather_bytes, gather_json, max_over_ranks
+from perception.engine.collectives import gather_json, max_over_ranks
 from perception.engine.data_loading import build_dataloader
 from perception.engine.default_hooks import default_hooks
 from perception.engine.eval_loop import EvalLoop
 from perception.engine.hooks import TensorboardBackend
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.rank_failure import fail_together
-from perception.engine.rng import get_rng_state, set_rng_state
+from perception.engine.rank_state import gather_rank_states, load_stream_state
+from perception.engine.rng import set_rng_state
 from perception.engine.run_folder import (
     CONFIG_FILE,
     ENV_FILE,
@@ -318,9 +317,7 @@ class PerceptionRunner(FlexibleRunner):
         Raises:
             CheckpointError: on every rank, if the main rank could not save.
         """
-        buffer = io.BytesIO()
-        torch.save(get_rng_state(), buffer)
-        parts = gather_bytes(buffer.getvalue())
+        rank_states = gather_rank_states(self.bare_model, self.train_loop.dataloader.sampler)
         folder = Path(self.work_dir) / CHECKPOINTS_DIR
         path, error = None, None
         if self.rank == 0:
@@ -331,11 +328,8 @@ class PerceptionRunner(FlexibleRunner):
                     model_state=self.strategy.model_state_dict(),
                     optimizer_state=self.strategy.optim_state_dict(),
                     state=self._describe_state(),
-                    rng_states={
-                        rank: torch.load(io.BytesIO(part), weights_only=True)
-                        for rank, part in enumerate(parts)
-                    },
                     max_keep=max_keep,
+                    **rank_states,
                 )
             except CheckpointError as caught:
                 error = caught
@@ -386,6 +380,8 @@ class PerceptionRunner(FlexibleRunner):
         check_vocabulary(self._vocabulary(), state, path=path)
         here = self._describe_state()
         check_resumable(here, state, path=path)
+        sampler = self.train_loop.dataloader.sampler
+        load_stream_state(self.bare_model, sampler, checkpoint.stream_states, path=path)
         if state["config_hash"] != here["config_hash"]:
             logger.warning("the config differs from the one that wrote %s; the present one is used", path)
         self.strategy.load_model_state_dict(checkpoint.model_state, path=str(path))

@@ -8,6 +8,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from perception.engine.norm_statistics import average_norm_statistics
+from perception.engine.rank_state import check_stream_model
 from perception.engine.rng import isolated_rng
 from perception.engine.step_context import StepContext
 from perception.engine.task_forwards import train_by_groups
@@ -27,7 +28,7 @@ class TrainLoop(BaseLoop):
 
     Args:
         runner: the runner.
-        dataloader: the training loader or its config; its sampler must be an `EpochSampler`.
+        dataloader: the training loader or its config; its sampler must be an `EpochSampler` or a `StreamSampler`.
         by_epoch: whether `val_interval` and `val_begin` count epochs (else iterations).
         max_epochs: end of training if `by_epoch`.
         max_iters: end of training if not `by_epoch`.
@@ -118,6 +119,7 @@ class TrainLoop(BaseLoop):
     def run(self) -> nn.Module:
         """Train to the end, or until the runner is told to stop."""
         runner = self.runner
+        check_stream_model(runner.bare_model, self.dataloader.sampler)
         runner.call_hook("before_train")
         if runner.has_pending_evaluation(self._iter, is_due=self._iter > 0 and self._is_evaluation_due()):
             self._evaluate()

@@ -93,8 +93,8 @@ def test_typo_in_set_is_rejected_with_the_right_word(name):
     assert num_right >= 0.9 * num_typos
 
 
-def broken(**changes):
-    plain = copy_plain(load_config("bevformer_nano")._cfg_dict)
+def broken(name="bevformer_nano", **changes):
+    plain = copy_plain(load_config(name)._cfg_dict)
     for path, value in changes.items():
         *parents, key = path.split("__")
         at(plain, ".".join(parents))[key] = value
@@ -120,6 +120,40 @@ def broken(**changes):
 )
 def test_contradiction_is_told(changes, expected):
     assert any(expected in problem for problem in broken(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"train_dataloader__dataset__history": "consecutive"},
+            "but train_dataloader.dataset.history is 'consecutive'",
+        ),
+        (
+            {"train_dataloader__sampler": {"type": "EpochSampler"}},
+            "but train_dataloader.sampler is EpochSampler; use",
+        ),
+        (
+            {"train_dataloader__sampler": None},
+            "but train_dataloader.sampler is EpochSampler (the default); use",
+        ),
+        (
+            {"train_dataloader__dataset__queue_length": 2},
+            "queue_length is 2, but a frame of a stream is alone",
+        ),
+        ({"train_dataloader__dataset__on_error": "skip"}, "would tear its stream"),
+        ({"train_dataloader__dataset__test_mode": True}, "but streams are for training"),
+        ({"model__use_history": False}, "but streams carry the history from step to step"),
+        (
+            {"train_dataloader__sampler__batch_size": 4},
+            "batch_size is 4, but train_dataloader.batch_size is 1",
+        ),
+        ({"val_dataloader__sampler": {"type": "StreamSampler"}}, "val_dataloader.sampler is StreamSampler"),
+        ({"train_dataloader__sampler__max_frame": 4}, "Did you mean 'max_frames'"),
+    ],
+)
+def test_streams_that_do_not_fit_are_told(changes, expected):
+    assert any(expected in problem for problem in broken("bevformer_nano_stream", **changes))
 
 
 def test_patch_queries_without_a_decoder_are_told():

@@ -14,12 +14,14 @@ from typing import Any
 
 import bev_world
 import grouped_world
+import stream_world
 import torch
 import toy_world
 
 from perception.engine import PerceptionRunner, collectives
 
 WORLDS = {"toy": toy_world.config, "bev": bev_world.config, "grouped": grouped_world.config}
+WORLDS["streams"] = stream_world.config
 
 
 def train(
