@@ -35,6 +35,10 @@ def load_checked(
 
         check_balancing(cfg)
     missing = missing_data(cfg, loaders=loaders)
+    if not missing:
+        from perception.datasets import image_cache_problems
+
+        missing = image_cache_problems(cfg, loaders=loaders)
     if missing:
         raise DataError("\n".join(missing))
     return cfg

@@ -1,6 +1,7 @@
 """Shared pieces of the verbs' parsers. Nothing heavy is imported here: ``--help`` must be quick."""
 
 import argparse
+import re
 from collections.abc import Callable
 
 from perception.cli import exit_codes
@@ -63,6 +64,21 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
     return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT, e.g. 512x288.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    found = re.fullmatch(r"(\d+)[x×](\d+)", text, re.ASCII)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= min(size) <= max(size) <= 65500:
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT in pixels, e.g. 512x288 (ROOT goes before it), found {text!r}"
+        )
+    return size
 
 
 def int_between(low: int, high: int) -> Callable[[str], int]:

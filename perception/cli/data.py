@@ -2,10 +2,11 @@
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._parser import add_verb, int_between, positive_int
+from perception.cli._parser import add_verb, image_size, int_between, positive_int
 
 
 def add_parser(verbs: Any) -> None:
@@ -47,6 +48,7 @@ def add_parser(verbs: Any) -> None:
         perception data prepare data/nuscenes --version v1.0-trainval
         perception data prepare /read/only/nuscenes --version v1.0-mini --out data/index
         perception data prepare data/nuscenes --version v1.0-trainval --splits my_train my_val
+        perception data prepare data/nuscenes --version v1.0-mini --cache 512x288 800x450
         """,
     )
     verify = add_verb(
@@ -70,11 +72,40 @@ def add_parser(verbs: Any) -> None:
         metavar="NAME",
         help="only these splits, official or of v1.0-*/splits.json; default all, whose images must all be there",
     )
+    _add_cache(prepare)
     verify.add_argument("--no-decode", action="store_true", help="do not decode every image")
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("nuscenes",), default="nuscenes", help="on-disk format")
+
+
+def _add_cache(prepare: argparse.ArgumentParser) -> None:
+    group = prepare.add_argument_group(
+        "image cache", "resized copies of the index's images, which decode faster than the originals"
+    )
+    group.add_argument(
+        "--cache",
+        nargs="+",
+        type=image_size,
+        metavar="WIDTHxHEIGHT",
+        help="sizes, as the config's ResizeMultiView makes them; a second run makes what is missing or changed",
+    )
+    group.add_argument("--cache-dir", metavar="DIR", help="folder for the copies; default OUT/image_cache")
+    group.add_argument(
+        "--cache-format",
+        choices=("jpeg", "bmp"),
+        help="jpeg (default), or bmp: nothing is lost, seven times the space",
+    )
+    group.add_argument(
+        "--cache-quality", type=int_between(1, 100), metavar="N", help="of JPEGs, 1 to 100 (default 95)"
+    )
+    group.add_argument(
+        "--cache-interpolation",
+        choices=("bilinear", "area"),
+        help="as in the config's ResizeMultiView (default bilinear)",
+    )
+    group.add_argument("--workers", type=positive_int, help="processes that copy; default one per core")
 
 
 def run_synthesize(args: argparse.Namespace) -> int:
@@ -96,12 +127,49 @@ def run_synthesize(args: argparse.Namespace) -> int:
 
 
 def run_prepare(args: argparse.Namespace) -> int:
-    """Build an index."""
+    """Build an index, and image caches."""
+    from perception.config import ConfigError
+
+    needs_cache = ("cache_dir", "cache_format", "cache_quality", "cache_interpolation", "workers")
+    given = [f"--{name.replace('_', '-')}" for name in needs_cache if getattr(args, name) is not None]
+    if given and not args.cache:
+        raise ConfigError(f"{', '.join(given)}: only together with --cache WIDTHxHEIGHT.")
+    if args.cache_format == "bmp" and args.cache_quality is not None:
+        raise ConfigError("--cache-quality: only JPEGs have one, and the format is bmp.")
     from perception.datasets import prepare
 
-    for path in prepare(args.root, version=args.version, out=args.out, splits=args.splits):
+    indexes = prepare(args.root, version=args.version, out=args.out, splits=args.splits)
+    for path in indexes:
         print(path)
+    if args.cache:
+        _prepare_caches(args, indexes)
     return exit_codes.OK
+
+
+def _prepare_caches(args: argparse.Namespace, indexes: list[Path]) -> None:
+    from perception.datasets import prepare_image_cache
+    from perception.utils import DataError
+
+    errors = []
+    for size in dict.fromkeys(args.cache):
+        try:
+            report = prepare_image_cache(
+                args.root,
+                indexes,
+                size=size,
+                cache_dir=args.cache_dir or indexes[0].parent / "image_cache",
+                interpolation=args.cache_interpolation or "bilinear",
+                image_format=args.cache_format or "jpeg",
+                quality=args.cache_quality or 95,
+                num_workers=args.workers,
+            )
+        except DataError as error:  # the other sizes can be made all the same
+            errors.append(str(error))
+            continue
+        made = f"{report.num_made} made now" if report.num_made else "all were there"
+        print(f"{report.folder}: {report.num_images} images, {report.num_bytes / 1e6:.1f} MB, {made}")
+    if errors:
+        raise DataError("\n".join(errors))
 
 
 def run_verify(args: argparse.Namespace) -> int:

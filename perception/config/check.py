@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from perception.config.agreement import disagreements
 from perception.config.errors import ConfigError
+from perception.config.image_sizes import image_size_problems
 from perception.config.streams import stream_problems
 from perception.config.walk import walk_config
 
@@ -34,7 +35,12 @@ def check_config(cfg: Config | Mapping[str, Any]) -> None:
 def config_problems(cfg: Config | Mapping[str, Any]) -> list[str]:
     """What :func:`check_config` would report; empty if the config is fine."""
     root: Any = cfg._cfg_dict if isinstance(cfg, Config) else cfg
-    others = [*disagreements(root), *stream_problems(root), *_work_dir_problems(root)]
+    others = [
+        *disagreements(root),
+        *image_size_problems(root),
+        *stream_problems(root),
+        *_work_dir_problems(root),
+    ]
     # First without importing anything: a misspelt key is told at once, not after the seconds that torch takes.
     misspelt = [problem for place in walk_config(root, is_static=True) for problem in place.problems]
     if misspelt:

@@ -3,6 +3,8 @@
 from perception.datasets._packed import read_first_sample
 from perception.datasets._tables import Problem
 from perception.datasets.database_check import verify
+from perception.datasets.image_cache_check import image_cache_problems
+from perception.datasets.image_cache_writer import CacheReport, prepare_image_cache
 from perception.datasets.index_builder import DETECTION_NAMES, prepare
 from perception.datasets.nuscenes_dataset import NuScenesBEVDataset
 from perception.datasets.transforms import (
@@ -22,6 +24,7 @@ __all__ = [
     "DETECTION_NAMES",
     "BEVRandomFlip",
     "BEVRandomRotate",
+    "CacheReport",
     "CropTopMultiView",
     "LoadBEVMap",
     "LoadMultiViewImages",
@@ -32,7 +35,9 @@ __all__ = [
     "PhotometricDistortion",
     "Problem",
     "ResizeMultiView",
+    "image_cache_problems",
     "prepare",
+    "prepare_image_cache",
     "read_first_sample",
     "verify",
 ]

@@ -32,7 +32,7 @@ class DecodedImage:
     Attributes:
         pixels: (H, W, 3) uint8, BGR.
         source_size: width and height of the file's image.
-        reduction: the pixels are the file's at 1/reduction.
+        reduction: the file was decoded at 1/reduction, and resized where the pixels have another size than that gives.
     """
 
     pixels: np.ndarray
@@ -41,7 +41,11 @@ class DecodedImage:
 
     def scale(self, lidar2img: np.ndarray) -> np.ndarray:
         """`lidar2img` (4, 4) of the file's pixels → of these."""
-        return resize_matrix(1 / self.reduction, 1 / self.reduction) @ lidar2img
+        height, width = self.pixels.shape[:2]
+        decoded_width, decoded_height = reduced_size(self.source_size, self.reduction)
+        # In two steps, as `LoadMultiViewImages` and `ResizeMultiView` do it: equal to the last bit.
+        decoded = resize_matrix(1 / self.reduction, 1 / self.reduction) @ lidar2img
+        return resize_matrix(width / decoded_width, height / decoded_height) @ decoded
 
 
 def read_image(path: str | Path, *, reduction: int = 1, sample_token: str | None = None) -> np.ndarray:

@@ -91,6 +91,26 @@ def read_first_sample(path: str | Path) -> dict[str, Any]:
         raise _FormError("it has no data_list")
 
 
+def image_sizes(path: str | Path) -> dict[str, tuple[int, int] | None]:
+    """Path of each image that an index names → its width and height, None where the index does not say.
+
+    Raises:
+        DataError: as `read_index`, or a sample names no images.
+    """
+    sizes: dict[str, tuple[int, int] | None] = {}
+
+    def visit(sample: dict[str, Any]) -> None:
+        try:
+            for image in sample["images"].values():
+                has_size = "width" in image and "height" in image
+                sizes[image["img_path"]] = (image["width"], image["height"]) if has_size else None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _FormError("a sample does not name its images") from error
+
+    read_index(path, visit)
+    return sizes
+
+
 class _FormError(ValueError):
     """The JSON is not an index."""
 
