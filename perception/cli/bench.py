@@ -1,13 +1,14 @@
 """``perception bench model | data | balance``."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._configs import load_checked
+from perception.cli._configs import load_changed, load_checked
 from perception.cli._output import print_json
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
@@ -24,16 +25,22 @@ def add_parser(verbs: Any) -> None:
         kinds,
         "model",
         run_model,
-        summary="measure samples per second and peak memory of training or inference, without data loading",
+        summary="measure samples per second, peak memory and the parts of a step, of training or prediction",
         examples="""
-        perception bench model bevformer_nano --mode train
-        perception bench model bevformer_nano --mode predict --batch-size 1
+        perception bench model bevformer_nano
+        perception bench model bevformer_nano --mode predict --batch-size 1 --threads 1
+        perception bench model bevformer_small --data-root data/nuscenes-synthetic --out work_dirs/small.json
         """,
     )
     model.add_argument("--mode", choices=("train", "predict"), default="train", help="what is measured")
     model.add_argument("--batch-size", type=positive_int, help="default the config's")
-    model.add_argument("--steps", type=positive_int, default=10, help="steps measured (default 10)")
-    model.add_argument("--device", help="e.g. cpu; default CUDA where it is there")
+    model.add_argument("--steps", type=positive_int, default=10, help="steps measured, twice (default 10)")
+    model.add_argument(
+        "--warmup", type=positive_int, default=3, help="steps before, not measured (default 3)"
+    )
+    model.add_argument("--threads", type=positive_int, help="CPU threads; default torch's")
+    model.add_argument("--device", choices=("cpu", "cuda"), help="default CUDA where it is there")
+    model.add_argument("--out", metavar="JSON", help="file for the result; the page goes beside it, as .md")
     data = add_verb(
         kinds,
         "data",
@@ -81,19 +88,48 @@ def add_parser(verbs: Any) -> None:
 
 def run_model(args: argparse.Namespace) -> int:
     """Measure a model."""
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for devices
     loader = "train_dataloader" if args.mode == "train" else "test_dataloader"
-    cfg = load_checked(args.config, args, loaders=(loader,))
-    from perception.engine.benchmark import benchmark_model
+    if args.data_root is not None:
+        from perception.config import fit_to_root
 
+        fitting = fit_to_root(load_changed(args.config, args), loader)
+        args.overrides = [*args.overrides, *fitting]
+        if fitting:
+            print(
+                f"perception: {args.data_root} holds another version: --set {' '.join(fitting)}",
+                file=sys.stderr,
+            )
+    cfg = load_checked(args.config, args, loaders=(loader,))
+    import torch
+
+    from perception.engine.model_benchmark import benchmark_model
+    from perception.engine.step_table import step_page
+    from perception.utils import write_bytes_atomic, write_json_atomic
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     result = benchmark_model(
-        cfg.model,
-        cfg[loader]["dataset"],
-        training=args.mode == "train",
-        batch_size=args.batch_size or cfg[loader]["batch_size"],
+        cfg,
+        mode=args.mode,
+        batch_size=args.batch_size,
         num_steps=args.steps,
+        num_warmup=args.warmup,
         device=args.device,
     )
-    return _print({"mode": args.mode, **result}, args)
+    result["config"] = args.config
+    result["command"] = shlex.join(["perception", *sys.argv[1:]])
+    page = step_page(result)
+    if args.out is not None:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(args.out, result)
+        write_bytes_atomic(Path(args.out).with_suffix(".md"), page.encode("utf-8"))
+    if args.json:
+        print_json(result)
+    else:
+        print(page, end="")
+    return exit_codes.OK
 
 
 def run_data(args: argparse.Namespace) -> int:

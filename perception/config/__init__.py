@@ -1,7 +1,7 @@
 """Configs: find, load, change, check, and write them down."""
 
 from perception.config.check import check_config, config_problems
-from perception.config.data_paths import missing_data, with_data_root
+from perception.config.data_paths import fit_to_root, missing_data, with_data_root
 from perception.config.errors import ConfigError
 from perception.config.load import load_config, override_config
 from perception.config.names import ConfigName, config_roots, find_config, list_configs, parse_config_name
@@ -22,6 +22,7 @@ __all__ = [
     "did_you_mean",
     "dump_json",
     "find_config",
+    "fit_to_root",
     "list_configs",
     "load_config",
     "missing_data",

@@ -36,6 +36,36 @@ def with_data_root(cfg: Config, data_root: str | Path) -> Config:
     return override_config(cfg, [f"{key}={json.dumps(str(data_root))}" for key in found])
 
 
+def fit_to_root(cfg: Config, loader: str) -> list[str]:
+    """Overrides by which a loader reads the split of its own name from a root that holds another version of nuScenes.
+
+    So the speed of a config for the full set can be measured on a small or a synthetic one.
+
+    Args:
+        cfg: the config.
+        loader: key of the loader; its metrics' `version` follows.
+
+    Returns:
+        Words for `override_config`; none where the config's own index is there, or not exactly one other is.
+    """
+    dataset = (cfg._cfg_dict.get(loader) or {}).get("dataset") or {}
+    root, own = dataset.get("data_root"), dataset.get("ann_file")
+    if not isinstance(root, str) or not isinstance(own, str) or (Path(root) / own).is_file():
+        return []
+    split = Path(own).stem.rpartition("_")[2]  # of v1.0-mini_mini_train: train
+    found = list((Path(root) / own).parent.glob(f"v1.0-*_*{split}.json"))
+    if len(found) != 1:
+        return []
+    version = found[0].stem.partition("_")[0]
+    evaluator = loader.replace("dataloader", "evaluator")
+    versions = [
+        f"{evaluator}.{number}.version={version}"
+        for number, metric in enumerate(_metrics(cfg._cfg_dict.get(evaluator)))
+        if "version" in metric
+    ]
+    return [f"{loader}.dataset.ann_file={Path(own).with_name(found[0].name)}", *versions]
+
+
 def _data_roots(value: Any, key: str) -> Iterator[str]:
     """Dotted keys of every data_root in a part of a config."""
     if isinstance(value, dict):
