@@ -30,7 +30,7 @@ def load_checked(
     if work_dir is not None:
         cfg.work_dir = work_dir
     check_config(cfg)
-    if "balancer" in cfg.get("optim_wrapper", {}):
+    if "balancer" in (cfg.get("optim_wrapper") or {}):
         from perception.engine import check_balancing
 
         check_balancing(cfg)

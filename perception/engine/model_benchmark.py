@@ -68,7 +68,12 @@ def benchmark_model(
     _check_device(device)
     options = {key: cfg[key] for key in cfg if key not in ("resume", "load_from")}
     name = "train_dataloader" if mode == "train" else "test_dataloader"
-    config = dict(cfg["train_dataloader"] if mode == "train" else evaluation_parts(cfg)[0])
+    config = cfg.get(name) if mode == "train" else evaluation_parts(cfg)[0]
+    if config is None:
+        raise ConfigError(
+            f"the config has no {name}, so it trains nothing. Use --mode predict, or another config"
+        )
+    config = dict(config)
     if batch_size is not None:
         config["batch_size"] = batch_size
     loader = build_dataloader(config, seed=(cfg.get("randomness") or {}).get("seed") or 0)
@@ -102,8 +107,8 @@ def _measure_training(
     wrapper_config = options.get("optim_wrapper") or {}
     window = wrapper_config.get("accumulative_counts", 1)
     num_steps = -(-num_steps // window) * window
-    # A warm-up that ends in mid-window would do as well: each stretch has the same number of updates.
-    train_cfg = _lengthened(options["train_cfg"], len(loader), num_warmup + 2 * num_steps)
+    # One window more: a run updates at its end even in mid-window, which here would be one update too many.
+    train_cfg = _lengthened(options["train_cfg"], len(loader), num_warmup + 2 * num_steps + window)
     changes = {
         "train_cfg": train_cfg,
         "default_hooks": {**(options.get("default_hooks") or {}), "checkpoint": None},

@@ -18,9 +18,9 @@ def breakdown(watch: Watch) -> dict[str, Any]:
         watch: has watched at least one step.
 
     Returns:
-        `ms_per_step` over `num_steps`; `parts`, rows of `part`, `calls` (per step), `ms` and `share` (of the step), which add up to the
-        step; `backward`, the backward's time again: `by_part` and `by_task`, rows alike. Both are empty without a
-        backward.
+        `ms_per_step` over `num_steps`; `parts`, rows of `part`, `calls` (per step), `ms` and `share` (of the step),
+        which add up to the step; `backward`, the backward's time again: `by_part` and `by_task`, rows alike. Both are
+        empty without a backward.
     """
     timer = watch.timer
     total = sum(timer.seconds.values())

@@ -106,27 +106,6 @@ def test_predict_on_real_images(options, tmp_path, shared_root):
     assert list(records) == ["ca9a282c9e77460f8360f564131a8af5"]
 
 
-@pytest.mark.parametrize("mode", ["train", "predict"])
-def test_bench(options, mode, capsys):
-    words = [
-        "bench",
-        "model",
-        "bevformer_nano",
-        "--mode",
-        mode,
-        "--steps",
-        "2",
-        "--batch-size",
-        "1",
-        "--json",
-    ]
-    assert main([*words, *options]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["samples_per_second"] > 0
-    assert result["peak_memory_mb"] > 100
-    assert main(["bench", "data", "bevformer_nano", "--items", "2", "--json", *options]) == 0
-
-
 @pytest.mark.slow
 def test_two_ranks_by_the_launcher(options, tmp_path):
     """Two steps of two samples on two ranks, then the evaluation, on the CPU."""

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from perception.cli.main import main
-from perception.config import ConfigError, find_config, load_config, with_data_root
+from perception.config import ConfigError, find_config, fit_to_root, load_config, with_data_root
 
 
 def roots(value) -> list[str]:
@@ -55,3 +55,34 @@ def test_a_config_without_data_is_refused():
 def test_tiny_stays_the_one_on_trainval():
     assert find_config("bevformer_tiny").name == "bevformer_tiny_r50_det-seg_8xb1_24e_nuscenes.py"
     assert find_config("bevformer_tiny_mini").name.endswith("_nuscenes-mini.py")
+
+
+@pytest.mark.parametrize(
+    ("files", "loader", "expected"),
+    [
+        (
+            ["v1.0-mini_mini_train.json", "v1.0-mini_mini_val.json"],
+            "train_dataloader",
+            ["v1.0-mini_mini_train"],
+        ),
+        (["v1.0-mini_mini_train.json", "v1.0-mini_mini_val.json"], "test_dataloader", ["v1.0-mini_mini_val"]),
+        (
+            ["v1.0-mini_mini_train.json", "v1.0-trainval_train.json"],
+            "train_dataloader",
+            [],
+        ),  # its own is there
+        (["v1.0-mini_mini_train.json", "v1.0-test_train.json"], "train_dataloader", []),  # two to choose from
+        (["v1.0-mini_mini_val.json"], "train_dataloader", []),
+        ([], "train_dataloader", []),
+    ],
+)
+def test_another_version_in_the_root(tmp_path, files, loader, expected):
+    folder = tmp_path / "perception_index"
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    found = fit_to_root(with_data_root(load_config("bevformer_small"), tmp_path), loader)
+    versions = ["test_evaluator.0.version=v1.0-mini"] if loader.startswith("test") else []
+    indexes = [f"{loader}.dataset.ann_file=perception_index/{name}.json" for name in expected]
+    assert found == (indexes + versions if expected else [])
+    load_config("bevformer_small", found)
