@@ -49,10 +49,16 @@ def add_parser(verbs: Any) -> None:
         examples="""
         perception bench data bevformer_nano
         perception bench data bevformer_nano --split val --items 50
+        perception bench data bevformer_nano --loading
         """,
     )
     data.add_argument("--split", choices=("train", "val", "test"), default="train", help="which data set")
     data.add_argument("--items", type=positive_int, default=20, help="items measured (default 20)")
+    data.add_argument(
+        "--loading",
+        action="store_true",
+        help="compare decoding in full, at reduced size and from an image cache",
+    )
     balance = add_verb(
         kinds,
         "balance",
@@ -136,9 +142,22 @@ def run_data(args: argparse.Namespace) -> int:
     """Measure a data set."""
     loader = f"{args.split}_dataloader"
     cfg = load_checked(args.config, args, loaders=(loader,))
+    if args.loading:
+        return _compare_loading(cfg[loader]["dataset"], args)
     from perception.engine.benchmark import benchmark_data
 
     return _print(benchmark_data(cfg[loader]["dataset"], num_items=args.items), args)
+
+
+def _compare_loading(dataset: Any, args: argparse.Namespace) -> int:
+    from perception.engine.loading_benchmark import benchmark_loading, loading_table
+
+    result = benchmark_loading(dataset, num_items=args.items)
+    if args.json:
+        print_json(result)
+    else:
+        print(loading_table(result), end="")
+    return exit_codes.OK
 
 
 def run_balance(args: argparse.Namespace) -> int:

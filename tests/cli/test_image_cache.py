@@ -49,6 +49,7 @@ def test_made_again_only_where_needed_and_read(prepared, capsys):
     assert second.endswith(", 48 made now")
     assert main(["check", "bevformer_nano", *words_for(prepared)]) == 0
     items = ["bench", "data", "bevformer_nano", "--items", "2", *words_for(prepared)]
+    assert main([*items[:3], "--loading", "--json", *items[3:]]) == 0
     assert main(items) == 0
     assert main(["check", "bevformer_nano", *words_for(prepared, cache_dir=str(folder))]) == 0
 
