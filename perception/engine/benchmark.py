@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from perception.registry import DATASETS
@@ -18,25 +18,16 @@ def benchmark_data(dataset: Mapping[str, Any], *, num_items: int = 20) -> dict[s
     Returns:
         `ms_per_item` (mean), `ms_median`, `ms_max`, `num_items`.
     """
-    return time_items(DATASETS.build(dict(dataset)), num_items=num_items)
+    built = DATASETS.build(dict(dataset))
+    _ = built[0]
+    step = max(1, len(built) // num_items)
+    return time_items(built, list(range(0, len(built), step))[:num_items])
 
 
-def time_items(dataset: Any, *, num_items: int, read_before: bool = False) -> dict[str, float]:
-    """As `benchmark_data`, of a dataset that is built already.
-
-    Args:
-        dataset: any map-style dataset.
-        num_items: items measured.
-        read_before: read all of them once before, unmeasured, so that files and rasterised maps are at hand.
-    """
-    _ = dataset[0]
-    step = max(1, len(dataset) // num_items)
-    chosen = list(range(0, len(dataset), step))[:num_items]
-    if read_before:
-        for index in chosen:
-            _ = dataset[index]
+def time_items(dataset: Any, indices: Iterable[int]) -> dict[str, float]:
+    """As `benchmark_data`, of a dataset that is built already, and of the items with these indices."""
     seconds = []
-    for index in chosen:
+    for index in indices:
         start = time.perf_counter()
         _ = dataset[index]
         seconds.append(time.perf_counter() - start)

@@ -8,6 +8,7 @@ given beside it. Both read fresh batches from the config's own loader.
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -85,7 +86,10 @@ def benchmark_model(
             f"--batch-size {num_samples} or less, or more data"
         )
     with isolated_rng():
-        items = time_items(loader.dataset, num_items=_NUM_ITEMS, read_before=True)
+        indices = list(islice(loader.sampler, _NUM_ITEMS))
+        for index in indices:  # so that what is cached at the first reading is
+            _ = loader.dataset[index]
+        items = time_items(loader.dataset, indices)
     with tempfile.TemporaryDirectory(prefix="perception-bench-") as folder:
         options |= {"work_dir": folder, "log_level": "ERROR", "visualizer": dict(vis_backends=[])}
         measure = _measure_training if mode == "train" else _measure_prediction

@@ -97,6 +97,10 @@ class Watch:
         """Watch what runs inside; afterwards model and torch are as before."""
         with ExitStack() as stack:
             for module, part in _timed_modules(self.model):
+                if module._compiled_call_impl is not None:  # hooks would be compiled into it
+                    calling = partial(self._timed_call, part)
+                    stack.enter_context(_replaced(module, "_compiled_call_impl", calling))
+                    continue
                 for handle in (
                     module.register_forward_pre_hook(partial(self._before, part)),
                     module.register_forward_hook(partial(self._after, part)),
@@ -124,7 +128,7 @@ class Watch:
             stack.enter_context(_replaced(torch.autograd, name, self._timed_backward))
         stack.enter_context(_replaced(TaskGradients, "add", self._named_by_task))
 
-    def _before(self, part: str, module: nn.Module, args: Any) -> None:
+    def _before(self, part: str, *_: Any) -> None:
         if self._is_in_backward():  # activation checkpointing computes a part again
             self._open.append(None)
             return
@@ -133,10 +137,22 @@ class Watch:
         self._open.append(name)
         self.timer.enter(name)
 
-    def _after(self, part: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _after(self, part: str, *args: Any) -> None:
         if self._open.pop() is not None:
             self.timer.leave()
-            self._mark(output, part)
+            self._mark(args[-1], part)
+
+    def _timed_call(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What hooks do, around a whole call."""
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._before(part)
+            output = function(*args, **kwargs)
+            self._after(part, output)
+            return output
+
+        return timed
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

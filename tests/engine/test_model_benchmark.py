@@ -1,12 +1,16 @@
 """`bench model` measures the training step as it is: nothing is changed, nothing is left out, nothing counts twice."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import bev_world
 import pytest
+import stream_world
 import torch
 import toy_world
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from perception.balancing.task_gradients import TaskGradients
 from perception.config import ConfigError
@@ -15,9 +19,10 @@ from perception.engine.model_benchmark import benchmark_model
 from perception.engine.part_timer import PartTimer
 from perception.engine.step_meter import BatchHook, StepEndHook
 from perception.engine.step_table import step_page
-from perception.engine.timed_parts import ALL_TASKS, Watch
+from perception.engine.timed_parts import ALL_TASKS, BACKWARD, LOSSES, Watch
 from tests.models.small import GRID, small_model
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 TASKS = ["cls", "box", "velocity", "seg"]
 AUXILIARY = {
     "model__center_heatmap": dict(type="CenterHeatmap", **GRID),
@@ -121,6 +126,40 @@ def test_a_window_of_two_batches(tmp_path: Path) -> None:
     assert "2 batches per update" in step_page({**result, "config": "nano", "command": "perception bench"})
 
 
+def test_streams_have_no_history_frames(tmp_path: Path) -> None:
+    result = benchmark_model(stream_world.config(tmp_path), num_steps=1, num_warmup=1)
+    check_sums(result)
+    assert not any("history" in part for part in calls(result))
+    assert calls(result)["encoder"] == 1
+    assert result["batch_size"] == 2
+
+
+def test_a_compiled_part_and_one_computed_again() -> None:
+    """Compiled calls are timed from outside; what checkpointing repeats belongs to the backward."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.second, self.first(x), use_reentrant=False).sum()
+
+    model = Net()
+    model.first.compile(backend="eager")
+    wrapper = BalancedOptimWrapper(torch.optim.SGD(model.parameters()))
+    timer = PartTimer(torch.device("cpu"))
+    watch = Watch(model, timer, optim_wrapper=wrapper)
+    for _ in range(2):
+        timer.begin_step()
+        with watch.attached():
+            model(torch.ones(2, 3)).backward()
+        timer.end_step()
+    assert timer.calls == {"first": 2, "second": 2, f"{BACKWARD}{LOSSES}": 2}
+    assert {f"{BACKWARD}first", f"{BACKWARD}second"} <= set(timer.seconds)
+    assert watch.backward_calls == {ALL_TASKS: 2}
+
+
 def test_parts_of_a_prediction(tmp_path: Path) -> None:
     config = bev_world.config(tmp_path)
     result = benchmark_model(config, mode="predict", num_steps=2, num_warmup=1)  # 5 steps of 3 samples
@@ -216,3 +255,11 @@ def test_bad_input_is_refused_before_the_model_is_built(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             benchmark_model(config, device="cuda")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_*.json")), ids=lambda path: path.stem)
+def test_committed_pages_are_those_of_their_results(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == step_page(result)
+    assert result["command"].endswith(f"--out docs/results/{path.name}")
+    check_sums(result)
