@@ -1,13 +1,13 @@
-"""Multi-scale deformable attention: the reference in plain torch, and the choice between it and the kernel.
+"""Multi-scale deformable attention: the reference in plain torch, and the choice between it and the kernels.
 
-Legend: B batch, Q queries, H heads, D channels per head (C = H * D), L levels, P points per level,
-S = sum of h * w over the levels.
+Legend: B batch, N maps per batch row, Q queries, H heads, D channels per head (C = H * D), L levels, P points per
+level, M slots, S = sum of h * w over the levels.
 """
 
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from perception.ops import deformable_attention_op
 
-Implementation = Literal["auto", "reference", "triton"]
+Implementation = Literal["auto", "reference", "triton", "numba"]
 
 ENVIRONMENT_VARIABLE = "PERCEPTION_DEFORMABLE_ATTENTION"
 # Both are read once, so that a compiled graph does not depend on them.
 _AUTO = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def multi_scale_deformable_attention(
@@ -29,6 +29,7 @@ def multi_scale_deformable_attention(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    map_idx: Tensor | None = None,
     *,
     implementation: Implementation = "auto",
 ) -> Tensor:
@@ -43,25 +44,32 @@ def multi_scale_deformable_attention(
     Positions are always computed in float32 at least: half precision cannot address the pixels of a large
     map. Half-precision inputs are therefore sampled in float32 and the result is cast back.
 
-    On CUDA tensors of at most 32 bits the Triton kernel computes it where Triton is installed, except while a model is
-    exported; everywhere else torch's `grid_sample` does. The environment variable PERCEPTION_DEFORMABLE_ATTENTION, read
-    at import, replaces "auto". Under `torch.use_deterministic_algorithms` the kernel's gradients are deterministic;
-    on CUDA those of `grid_sample` can't be, and torch then raises RuntimeError.
+    With `map_idx` a batch row has N maps, of which each query may look into several, one for each of its M slots: the
+    points of every level are split evenly, slot by slot, and the sum runs over all of them.
+
+    On CUDA tensors of at most 32 bits the Triton kernel computes it where Triton is installed, on CPU tensors the numba
+    kernel; elsewhere, and while a model is exported, torch's `grid_sample`. The environment variable
+    PERCEPTION_DEFORMABLE_ATTENTION, read at import, replaces "auto". Under `torch.use_deterministic_algorithms` the
+    kernels' gradients are deterministic (numba's always); on CUDA those of `grid_sample` can't be, and torch then
+    raises RuntimeError.
 
     Args:
-        value: (B, S, H, D), the maps flattened row by row, one level after the other.
+        value: (B * N, S, H, D), the maps flattened row by row, one level after the other. N is 1 without `map_idx`.
         spatial_shapes: L pairs (h, w) of plain ints, so that an export sees constants.
         sampling_locations: (B, Q, H, L, P, 2), (x, y) in 0..1 of each map; values outside are allowed.
         attention_weights: (B, Q, H, L, P), usually with sum 1 over L and P; not normalised here.
-        implementation: "auto" as above; "reference" always takes `grid_sample`; "triton" the kernel, or raises.
+        map_idx: (B, Q, M), int64, which of its batch row's maps each slot reads, in 0..N-1 (checked on a CPU only).
+            P is a multiple of M.
+        implementation: "auto" as above; "reference" always takes `grid_sample`; "triton" and "numba" that kernel, or
+            they raise.
 
     Returns:
         (B, Q, C) in value's dtype, heads one after the other along C.
 
     Raises:
-        ValueError: the shapes contradict each other; `implementation` is unknown; the kernel was asked for by name and
-            can't run on these tensors.
-        ModuleNotFoundError: the kernel was asked for by name, and Triton is not installed.
+        ValueError: the shapes contradict each other; `map_idx` is out of range; `implementation` is unknown; a kernel
+            was asked for by name and can't run on these tensors.
+        ModuleNotFoundError: the Triton kernel was asked for by name, and Triton is not installed.
 
     Example:
         >>> value = torch.ones(1, 6, 2, 4)
@@ -69,13 +77,14 @@ def multi_scale_deformable_attention(
         >>> multi_scale_deformable_attention(value, [(2, 3)], locations, weights).shape
         torch.Size([1, 5, 8])
     """
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    if _uses_kernel(implementation, (value, sampling_locations, attention_weights)):
-        sides = [side for shape in spatial_shapes for side in shape]
-        return deformable_attention_op.deformable_attention(
-            value, sides, sampling_locations, attention_weights
-        )
-    return _reference(value, spatial_shapes, sampling_locations, attention_weights)
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights, map_idx)
+    kernel = _choose(implementation, (value, sampling_locations, attention_weights))
+    if kernel == "reference":
+        return _reference(value, spatial_shapes, sampling_locations, attention_weights, map_idx)
+    sides = [side for shape in spatial_shapes for side in shape]
+    return deformable_attention_op.deformable_attention(
+        value, sides, sampling_locations, attention_weights, map_idx, kernel
+    )
 
 
 def _reference(
@@ -83,59 +92,90 @@ def _reference(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    map_idx: Tensor | None = None,
 ) -> Tensor:
-    batch, _, heads, channels = value.shape
-    queries = sampling_locations.shape[1]
+    heads, channels = value.shape[2:]
+    batch, queries = sampling_locations.shape[:2]
     dtype = torch.promote_types(value.dtype, torch.float32)
 
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*H, D, S)
+    maps = value.to(dtype).unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B*H, D, N, S)
     grid = (2 * sampling_locations.to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B*H, L, P, Q, 2)
     weights = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B*H, L, P, Q)
+    if map_idx is not None:
+        grid = torch.cat([grid, _depths(map_idx, maps.shape[2], heads, grid)], dim=-1)  # (B*H, L, P, Q, 3)
 
     out = maps.new_zeros(batch * heads, channels, queries)
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
-        feature = maps[..., start : start + height * width].unflatten(2, (height, width))  # (B*H, D, h, w)
+        feature = maps[..., start : start + height * width].unflatten(3, (height, width))  # (B*H, D, N, h, w)
         start += height * width
-        samples = F.grid_sample(feature, grid[:, level], padding_mode="zeros", align_corners=False)
+        samples = _sample(feature, grid[:, level])  # (B*H, D, P, Q)
         out = out + (samples * weights[:, None, level]).sum(
             2
         )  # (B*H, D, Q); with P before Q the sum runs along memory
     return out.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)  # (B, Q, C)
 
 
-def _uses_kernel(implementation: str, tensors: tuple[Tensor, ...]) -> bool:
+def _sample(feature: Tensor, grid: Tensor) -> Tensor:
+    """(…, D, N, h, w) at (…, P, Q, 2), or, between the N maps, at (…, P, Q, 3) → (…, D, P, Q)."""
+    if grid.shape[-1] == 2:
+        return F.grid_sample(feature.squeeze(2), grid, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(feature, grid[:, None], padding_mode="zeros", align_corners=False).squeeze(2)
+
+
+def _depths(map_idx: Tensor, num_maps: int, heads: int, grid: Tensor) -> Tensor:
+    """(B*H, L, P, Q, 1): the middle of each point's map, in -1..1 from the first map's face to the last one's."""
+    per_slot = grid.shape[2] // map_idx.shape[2]
+    depth = (2 * map_idx.to(grid.dtype) + 1) / num_maps - 1  # (B, Q, M)
+    depth = depth.transpose(1, 2).repeat_interleave(per_slot, dim=1)  # (B, P, Q)
+    depth = depth.repeat_interleave(heads, dim=0)  # (B*H, P, Q)
+    return depth[:, None, :, :, None].expand(*grid.shape[:-1], 1)
+
+
+def _choose(implementation: str, tensors: tuple[Tensor, ...]) -> str:
+    """Which of them runs: "reference", "triton" or "numba"."""
     chosen = _AUTO if implementation == "auto" else implementation
-    fits = all(tensor.dtype in _KERNEL_DTYPES for tensor in tensors)
+    is_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    fits_triton = all(tensor.dtype in _TRITON_DTYPES for tensor in tensors)
     if chosen == "auto":
+        if torch.compiler.is_exporting():
+            return "reference"
+        if is_cpu:
+            return "numba"
         is_cuda = all(tensor.is_cuda for tensor in tensors)
-        return _HAS_TRITON and fits and is_cuda and not torch.compiler.is_exporting()
-    if chosen == "reference":
-        return False
-    if chosen != "triton":
+        return "triton" if _HAS_TRITON and fits_triton and is_cuda else "reference"
+    if chosen not in get_args(Implementation):
         raise ValueError(
-            f"implementation must be 'auto', 'reference' or 'triton', found {chosen!r}: "
+            f"implementation must be one of {get_args(Implementation)}, found {chosen!r}: "
             f"correct the argument or the environment variable {ENVIRONMENT_VARIABLE}"
         )
-    if not _HAS_TRITON:
+    if chosen == "numba" and not is_cpu:
+        raise ValueError(
+            f"the numba kernel needs CPU tensors, found {[str(x.device) for x in tensors]}: take implementation='auto'"
+        )
+    if chosen == "triton" and not _HAS_TRITON:
         raise ModuleNotFoundError(
             "the Triton kernel was asked for, but Triton is not installed: install the extra "
             "`kernels`, or take implementation='reference'"
         )
-    if not fits:
+    if chosen == "triton" and not fits_triton:
         raise ValueError(
             f"the Triton kernel takes float32, float16 and bfloat16, found {[x.dtype for x in tensors]}: "
             "cast them, or take implementation='reference'"
         )
-    return True
+    return chosen
 
 
 def _check_shapes(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    map_idx: Tensor | None,
 ) -> None:
     if value.dim() != 4:
         raise ValueError(f"value must be (B, S, H, D), found shape {tuple(value.shape)}")
-    batch, cells, heads, _ = value.shape
+    rows, cells, heads, _ = value.shape
     total = sum(height * width for height, width in spatial_shapes)
     if total != cells:
         raise ValueError(
@@ -143,6 +183,7 @@ def _check_shapes(
             "give the (h, w) of each level, in the order in which the maps were flattened"
         )
     shape, levels = tuple(locations.shape), len(spatial_shapes)
+    batch = rows if map_idx is None else len(map_idx)
     if len(shape) != 6 or (shape[0], shape[2], shape[3], shape[5]) != (batch, heads, levels, 2):
         raise ValueError(
             f"sampling_locations must be (B={batch}, Q, H={heads}, L={levels}, P, 2), found {shape}"
@@ -150,4 +191,20 @@ def _check_shapes(
     if tuple(weights.shape) != shape[:5]:
         raise ValueError(
             f"attention_weights must be {shape[:5]} like the locations, found {tuple(weights.shape)}"
+        )
+    if map_idx is None:
+        return
+    if (
+        map_idx.dim() != 3
+        or map_idx.shape[1] != shape[1]
+        or map_idx.shape[2] < 1
+        or shape[4] % map_idx.shape[2]
+    ):
+        raise ValueError(
+            f"map_idx must be (B={batch}, Q={shape[1]}, M) with M a divisor of P={shape[4]}, found "
+            f"{tuple(map_idx.shape)}"
+        )
+    if batch < 1 or rows % batch:
+        raise ValueError(
+            f"value must have as many maps for each batch row, found {rows} for {batch} rows of map_idx"
         )

@@ -1,6 +1,6 @@
 """The deformable-attention kernels as operators of torch: shapes without data, gradients, batched gradients.
 
-Needs no Triton until a kernel is launched. `torch.compile` sees one operator and does not look inside.
+Needs neither Triton nor numba until a kernel is launched. `torch.compile` sees one operator and does not look inside.
 Legend: see :mod:`perception.ops.deformable_attention`.
 """
 
@@ -12,23 +12,33 @@ from torch import Tensor
 
 
 @torch.library.custom_op("perception::deformable_attention", mutates_args=())
-def deformable_attention(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """(B, Q, H * D) as :func:`perception.ops.multi_scale_deformable_attention`, by the Triton kernel.
+def deformable_attention(
+    value: Tensor,
+    shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
+) -> Tensor:
+    """(B, Q, H * D) as :func:`perception.ops.multi_scale_deformable_attention`, by a kernel.
 
-    Differentiable once in its three tensors. Always deterministic forward; backward, the gradient of value is added
-    atomically unless `torch.use_deterministic_algorithms` is on, which sorts first and takes longer.
+    Differentiable once in its three tensors. Always deterministic forward; backward, Triton's gradient of value is
+    added atomically unless `torch.use_deterministic_algorithms` is on, which sorts first and takes longer.
 
     Args:
-        value: (B, S, H, D), float32, float16 or bfloat16, as the others.
+        value: (B * N, S, H, D); for Triton float32, float16 or bfloat16, as the others.
         shapes: h and w of each level in turn.
         locations: (B, Q, H, L, P, 2).
         weights: (B, Q, H, L, P).
+        map_idx: (B, Q, M), int64, in 0..N-1, or None for N = 1.
+        kernel: "triton" or "numba".
 
     Raises:
-        ValueError: there is no GPU under these tensors, nor Triton's interpreter.
+        ValueError: Triton is to run where there is no GPU under these tensors, nor Triton's interpreter; on a CPU,
+            `map_idx` is out of range.
     """
-    kernels = _kernels(value)
-    return kernels.forward(value.contiguous(), shapes, locations.contiguous(), weights.contiguous())
+    tensors = [x.contiguous() for x in (value, locations, weights)]
+    return _kernels(kernel, value).forward(tensors[0], shapes, tensors[1], tensors[2], _contiguous(map_idx))
 
 
 @torch.library.custom_op("perception::deformable_attention_backward", mutates_args=())
@@ -38,39 +48,56 @@ def deformable_attention_backward(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
     needs_value: bool,
     needs_sampling: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights; (0,) for those that are not wanted."""
-    kernels = _kernels(value)
-    return kernels.backward(
+    return _kernels(kernel, value).backward(
         grad_out.to(value.dtype).contiguous(),
         value.contiguous(),
         shapes,
         locations.contiguous(),
         weights.contiguous(),
+        _contiguous(map_idx),
         needs_value=needs_value,
         needs_sampling=needs_sampling,
         deterministic=deterministic,
     )
 
 
-def _kernels(value: Tensor) -> Any:
+def _contiguous(map_idx: Tensor | None) -> Tensor | None:
+    return None if map_idx is None else map_idx.contiguous()
+
+
+def _kernels(kernel: str, value: Tensor) -> Any:
+    if kernel == "numba":
+        from perception.ops import deformable_attention_cpu
+
+        return deformable_attention_cpu
     from perception.ops import deformable_attention_triton
 
     if not deformable_attention_triton.runs_on(value):
         raise ValueError(
             f"the Triton kernel needs CUDA tensors, found {value.device}: move them, take "
-            "implementation='reference', or set TRITON_INTERPRET=1 before Triton is imported (slow; for tests)"
+            "implementation='auto', or set TRITON_INTERPRET=1 before Triton is imported (slow; for tests)"
         )
     return deformable_attention_triton
 
 
 @deformable_attention.register_fake
-def _(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    batch, _, heads, channels = value.shape
-    return value.new_empty(batch, locations.shape[1], heads * channels)
+def _(
+    value: Tensor,
+    shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
+) -> Tensor:
+    heads, channels = value.shape[2:]
+    return value.new_empty(locations.shape[0], locations.shape[1], heads * channels)
 
 
 @deformable_attention_backward.register_fake
@@ -80,6 +107,8 @@ def _(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
     needs_value: bool,
     needs_sampling: bool,
     deterministic: bool,
@@ -90,19 +119,21 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.shapes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
+    value, ctx.shapes, locations, weights, map_idx, ctx.kernel = inputs
+    ctx.save_for_backward(value, locations, weights, map_idx)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
-    value, locations, weights = ctx.saved_tensors
-    needs_value, _, needs_locations, needs_weights = ctx.needs_input_grad
+def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights, map_idx = ctx.saved_tensors
+    needs_value, _, needs_locations, needs_weights = ctx.needs_input_grad[:4]
     grads = deformable_attention_backward(
         grad_out,
         value,
         ctx.shapes,
         locations,
         weights,
+        map_idx,
+        ctx.kernel,
         needs_value,
         needs_locations or needs_weights,
         torch.are_deterministic_algorithms_enabled(),
@@ -112,16 +143,21 @@ def _differentiate(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, Ten
         None,
         grads[1] if needs_locations else None,
         grads[2] if needs_weights else None,
+        None,
+        None,
     )
 
 
 deformable_attention.register_autograd(_differentiate, setup_context=_save)
 
 
-def _fold(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+def _fold(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> list[Any]:
     """Puts vmap's axis into the batch: every tensor has the batch first."""
-    folded = []
+    folded: list[Tensor | None] = []
     for tensor, dim in zip(tensors, in_dims, strict=True):
+        if tensor is None:
+            folded.append(None)
+            continue
         batched = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         folded.append(batched.flatten(0, 1))
     return folded
@@ -135,10 +171,12 @@ def _(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
 ) -> tuple[Tensor, int]:
-    dims = (in_dims[0], in_dims[2], in_dims[3])
-    value, locations, weights = _fold(info, dims, (value, locations, weights))
-    out = deformable_attention(value, shapes, locations, weights)
+    dims = (in_dims[0], in_dims[2], in_dims[3], in_dims[4])
+    value, locations, weights, map_idx = _fold(info, dims, (value, locations, weights, map_idx))
+    out = deformable_attention(value, shapes, locations, weights, map_idx, kernel)
     return out.unflatten(0, (info.batch_size, len(out) // info.batch_size)), 0
 
 
@@ -151,14 +189,20 @@ def _(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
+    kernel: str,
     *flags: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    dims = (in_dims[0], in_dims[1], in_dims[3], in_dims[4])
-    folded = _fold(info, dims, (grad_out, value, locations, weights))
-    grads = deformable_attention_backward(folded[0], folded[1], shapes, folded[2], folded[3], *flags)
-    wanted = (flags[0], flags[1], flags[1])
-    size = (info.batch_size, len(folded[0]) // info.batch_size)
-    return (
-        tuple(x.unflatten(0, size) if is_wanted else x for x, is_wanted in zip(grads, wanted, strict=True)),
-        tuple(0 if is_wanted else None for is_wanted in wanted),
+    dims = (in_dims[0], in_dims[1], in_dims[3], in_dims[4], in_dims[5])
+    grad_out, value, locations, weights, map_idx = _fold(
+        info, dims, (grad_out, value, locations, weights, map_idx)
     )
+    grads = deformable_attention_backward(
+        grad_out, value, shapes, locations, weights, map_idx, kernel, *flags
+    )
+    wanted = (flags[0], flags[1], flags[1])
+    unfolded = [
+        x.unflatten(0, (info.batch_size, len(x) // info.batch_size)) if is_wanted else x
+        for x, is_wanted in zip(grads, wanted, strict=True)
+    ]
+    return tuple(unfolded), tuple(0 if is_wanted else None for is_wanted in wanted)

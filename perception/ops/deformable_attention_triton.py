@@ -1,7 +1,8 @@
 """Triton kernels of multi-scale deformable attention. Import this only to launch one: Triton need not be installed.
 
-Legend: B batch, Q queries, H heads, D channels per head, L levels, P points per level, S = sum of h * w over the
-levels. In the kernels N counts the rows of a tile, and ``shapes`` holds (h, w, first pixel's number) of each level.
+Legend: B batch, N maps per batch row, Q queries, H heads, D channels per head, L levels, P points per level, M slots,
+S = sum of h * w over the levels. In the kernels R counts the rows of a tile, and ``shapes`` holds (h, w, first pixel's
+number) of each level. Without ``map_idx`` N and M are 1, and the kernels get no pointer to it.
 
 Every program owns one tile of queries of one batch row and head. Positions, products and sums are in float32 whatever
 the inputs are. The fraction of a position is one fused multiply-add from the location, so it does not lose the bits
@@ -42,46 +43,62 @@ def _locate(
 
 @triton.jit
 def _pixel(
-    row: tl.tensor, column: tl.tensor, is_inside: tl.tensor, is_channel: tl.tensor, channel: tl.tensor,
-    height: tl.tensor, width: tl.tensor, STRIDE: tl.constexpr, INDEX: tl.constexpr,
+    first: tl.tensor, row: tl.tensor, column: tl.tensor, is_inside: tl.tensor, is_channel: tl.tensor,
+    channel: tl.tensor, height: tl.tensor, width: tl.tensor, STRIDE: tl.constexpr, INDEX: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Offsets (N, D) of one pixel per sample within a level, and where that pixel exists."""
+    """Offsets (R, D) of one pixel per sample, `first` being its level's first, and where that pixel exists."""
     exists = is_inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    offset = (row * width + column).to(INDEX)[:, None] * STRIDE + channel[None, :]
-    return offset, exists[:, None] & is_channel[None, :]
+    pixel = first + (row * width + column).to(INDEX)
+    # STRIDE is known to the compiler, which then moves four numbers at once.
+    return pixel[:, None] * STRIDE + channel[None, :], exists[:, None] & is_channel[None, :]
+
+
+@triton.jit
+def _map(
+    map_idx: tl.tensor, batch: tl.tensor, query: tl.tensor, is_row: tl.tensor, slot: tl.tensor,
+    maps: tl.tensor, SLOTS: tl.constexpr, HAS_MAPS: tl.constexpr, INDEX: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """(R,): the row of value that each query's slot reads."""
+    if HAS_MAPS:
+        chosen = tl.load(map_idx + query * SLOTS + slot, mask=is_row, other=0).to(INDEX)
+    else:
+        chosen = tl.zeros_like(query).to(INDEX)
+    return batch * maps + chosen
 
 
 @triton.jit
 def _tile(queries: tl.tensor, HEADS: tl.constexpr, BLOCK_Q: tl.constexpr, INDEX: tl.constexpr) -> tl.tuple:
-    """The program's batch row and head, its rows in (B, Q, H), and which of them exist."""
+    """The program's batch row and head, its queries in (B, Q), its rows in (B, Q, H), and which of them exist."""
     program = tl.program_id(0)
     head = program % HEADS  # neighbouring programs read and write neighbouring memory
     tiles = tl.cdiv(queries, BLOCK_Q)
     query = program // HEADS % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
     batch = (program // HEADS // tiles).to(INDEX)
-    return batch, head, (batch * queries + query) * HEADS + head, query < queries
+    number = batch * queries + query
+    return batch, head, number, number * HEADS + head, query < queries
 
 
 @triton.jit
 def forward_kernel(
-    value: tl.tensor, locations: tl.tensor, weights: tl.tensor, out: tl.tensor, shapes: tl.tuple,
-    queries: tl.tensor, cells: tl.tensor,
+    value: tl.tensor, locations: tl.tensor, weights: tl.tensor, map_idx: tl.tensor, out: tl.tensor,
+    shapes: tl.tuple, queries: tl.tensor, cells: tl.tensor, maps: tl.tensor,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    SLOTS: tl.constexpr, HAS_MAPS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, INDEX: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out`` (B, Q, H, D) of a tile of queries of one batch row and head."""
-    batch, head, rows, is_row = _tile(queries, HEADS, BLOCK_Q, INDEX)
+    batch, head, query, rows, is_row = _tile(queries, HEADS, BLOCK_Q, INDEX)
     channel = tl.arange(0, BLOCK_D)
     is_channel = channel < CHANNELS
-    stride = tl.full(
-        (), HEADS * CHANNELS, INDEX
-    )  # known to the compiler, which then moves four numbers at once
-    plane = value + (batch * cells * HEADS + head) * CHANNELS
+    plane = value + head * CHANNELS
     total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for level in tl.static_range(LEVELS):
         height, width = shapes[3 * level], shapes[3 * level + 1]
-        feature = plane + stride * shapes[3 * level + 2]
         for point in range(POINTS):
+            chosen = _map(
+                map_idx, batch, query, is_row, point // (POINTS // SLOTS), maps, SLOTS, HAS_MAPS, INDEX
+            )
+            first = chosen * cells + shapes[3 * level + 2]
             sample = rows * (LEVELS * POINTS) + level * POINTS + point
             left, top, part_x, part_y, is_inside = _locate(locations, sample, is_row, height, width)
             weight = tl.load(weights + sample, mask=is_row, other=0.0).to(tl.float32)
@@ -90,10 +107,10 @@ def forward_kernel(
                 share_y = part_y if down else 1.0 - part_y
                 share_x = part_x if right else 1.0 - part_x
                 offset, exists = _pixel(
-                    top + down, left + right, is_inside, is_channel, channel, height, width,
+                    first, top + down, left + right, is_inside, is_channel, channel, height, width,
                     HEADS * CHANNELS, INDEX,
                 )  # fmt: skip
-                pixel = tl.load(feature + offset, mask=exists, other=0.0).to(tl.float32)
+                pixel = tl.load(plane + offset, mask=exists, other=0.0).to(tl.float32)
                 total += (weight * share_y * share_x)[:, None] * pixel
     tl.store(
         out + rows[:, None] * CHANNELS + channel[None, :], total, mask=is_row[:, None] & is_channel[None, :]
@@ -102,9 +119,11 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    grad_out: tl.tensor, value: tl.tensor, locations: tl.tensor, weights: tl.tensor, grad_value: tl.tensor,
-    grad_locations: tl.tensor, grad_weights: tl.tensor, shapes: tl.tuple, queries: tl.tensor, cells: tl.tensor,
+    grad_out: tl.tensor, value: tl.tensor, locations: tl.tensor, weights: tl.tensor, map_idx: tl.tensor,
+    grad_value: tl.tensor, grad_locations: tl.tensor, grad_weights: tl.tensor,
+    shapes: tl.tuple, queries: tl.tensor, cells: tl.tensor, maps: tl.tensor,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    SLOTS: tl.constexpr, HAS_MAPS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, INDEX: tl.constexpr,
     NEEDS_VALUE: tl.constexpr, NEEDS_SAMPLING: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -113,11 +132,9 @@ def backward_kernel(
     Those of locations and weights are the program's own. The gradient of value is added atomically, in float32: many
     samples meet in one pixel, in no fixed order.
     """
-    batch, head, rows, is_row = _tile(queries, HEADS, BLOCK_Q, INDEX)
+    batch, head, query, rows, is_row = _tile(queries, HEADS, BLOCK_Q, INDEX)
     channel = tl.arange(0, BLOCK_D)
     is_channel = channel < CHANNELS
-    stride = tl.full((), HEADS * CHANNELS, INDEX)
-    first = (batch * cells * HEADS + head) * CHANNELS
     grad = tl.load(
         grad_out + rows[:, None] * CHANNELS + channel[None, :],
         mask=is_row[:, None] & is_channel[None, :],
@@ -125,8 +142,11 @@ def backward_kernel(
     ).to(tl.float32)
     for level in tl.static_range(LEVELS):
         height, width = shapes[3 * level], shapes[3 * level + 1]
-        start = first + stride * shapes[3 * level + 2]
         for point in range(POINTS):
+            chosen = _map(
+                map_idx, batch, query, is_row, point // (POINTS // SLOTS), maps, SLOTS, HAS_MAPS, INDEX
+            )
+            first = chosen * cells + shapes[3 * level + 2]
             sample = rows * (LEVELS * POINTS) + level * POINTS + point
             left, top, part_x, part_y, is_inside = _locate(locations, sample, is_row, height, width)
             weight = tl.load(weights + sample, mask=is_row, other=0.0).to(tl.float32)
@@ -138,18 +158,19 @@ def backward_kernel(
                 share_y = part_y if down else 1.0 - part_y
                 share_x = part_x if right else 1.0 - part_x
                 offset, exists = _pixel(
-                    top + down, left + right, is_inside, is_channel, channel, height, width,
+                    first, top + down, left + right, is_inside, is_channel, channel, height, width,
                     HEADS * CHANNELS, INDEX,
                 )  # fmt: skip
+                offset += head * CHANNELS
                 if NEEDS_SAMPLING:
-                    pixel = tl.load(value + start + offset, mask=exists, other=0.0).to(tl.float32)
+                    pixel = tl.load(value + offset, mask=exists, other=0.0).to(tl.float32)
                     along = tl.sum(grad * pixel, axis=1)
                     sampled += share_y * share_x * along
                     slope_x += share_y * along if right else -share_y * along
                     slope_y += share_x * along if down else -share_x * along
                 if NEEDS_VALUE:
                     share = (weight * share_y * share_x)[:, None]
-                    tl.atomic_add(grad_value + start + offset, share * grad, mask=exists, sem="relaxed")
+                    tl.atomic_add(grad_value + offset, share * grad, mask=exists, sem="relaxed")
             if NEEDS_SAMPLING:
                 tl.store(grad_weights + sample, sampled, mask=is_row)
                 tl.store(grad_locations + 2 * sample, slope_x * weight * width, mask=is_row)
@@ -166,12 +187,12 @@ def gather_kernel(
 ) -> None:  # fmt: skip
     """Gradient of one pixel of value: the sum over the samples around it, in the order of their numbers.
 
-    ``order`` holds the numbers (in B, Q, H, P) of one level's samples, sorted by batch row, head and top left pixel;
+    ``order`` holds the numbers (in B, Q, H, P) of one level's samples, sorted by map, head and top left pixel;
     ``starts`` where each such pixel's samples begin, on a grid with one more row above and column at the left.
     """
     program = tl.program_id(0)
     cell = program % (height * width)
-    plane = program // (height * width)  # batch row and head
+    plane = program // (height * width)  # map and head
     row = cell // width
     column = cell % width
     channel = tl.arange(0, BLOCK_D)
@@ -199,32 +220,38 @@ def gather_kernel(
                 other=0.0,
             ).to(tl.float32)
             total += tl.sum(share[:, None] * grad, axis=0)
-    batch = (plane // HEADS).to(INDEX)
-    pixel = (batch * cells + first_cell + cell) * HEADS + plane % HEADS
+    chosen = (plane // HEADS).to(INDEX)
+    pixel = (chosen * cells + first_cell + cell) * HEADS + plane % HEADS
     tl.store(grad_value + pixel * CHANNELS + channel, total, mask=is_channel)
 
 
-def forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def forward(
+    value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, map_idx: Tensor | None
+) -> Tensor:
     """Launch the forward kernel.
 
     Args:
-        value: (B, S, H, D), contiguous like the others; float32, float16 or bfloat16, each its own.
+        value: (B * N, S, H, D), contiguous like the others; float32, float16 or bfloat16, each its own.
         shapes: h and w of each level in turn.
         locations: (B, Q, H, L, P, 2).
         weights: (B, Q, H, L, P).
+        map_idx: (B, Q, M), int64, in 0..N-1 (not checked), or None.
 
     Returns:
         (B, Q, H * D), value's dtype.
     """
-    batch, cells, heads, channels = value.shape
-    queries = locations.shape[1]
+    cells, heads, channels = value.shape[1:]
+    batch, queries = locations.shape[:2]
     out = value.new_empty(batch, queries, heads * channels)
     if not (out.numel() and weights.numel()):
         return out.zero_()
-    sizes = _sizes(value, weights)
+    sizes, slots = _sizes(value, weights), _slots(map_idx)
     grid = (batch * heads * triton.cdiv(queries, sizes["BLOCK_Q"]),)
     with torch.cuda.device_of(value):
-        forward_kernel[grid](value, locations, weights, out, _levels(shapes), queries, cells, **sizes)
+        forward_kernel[grid](
+            value, locations, weights, map_idx, out, _levels(shapes), queries, cells, len(value) // batch,
+            **sizes, **slots,
+        )  # fmt: skip
     return out
 
 
@@ -234,6 +261,7 @@ def backward(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
     *,
     needs_value: bool,
     needs_sampling: bool,
@@ -247,6 +275,7 @@ def backward(
         shapes: see `forward`.
         locations: see `forward`.
         weights: see `forward`.
+        map_idx: see `forward`.
         needs_value: whether the gradient of value is wanted.
         needs_sampling: whether those of locations and weights are.
         deterministic: add what meets in a pixel in a fixed order, after a sort, rather than atomically.
@@ -254,8 +283,8 @@ def backward(
     Returns:
         Gradients of value, locations and weights in their shapes and dtypes; (0,) in place of one that is not wanted.
     """
-    batch, cells, heads, _ = value.shape
-    queries = locations.shape[1]
+    cells, heads = value.shape[1:3]
+    batch, queries = locations.shape[:2]
     grad_locations = torch.zeros_like(locations) if needs_sampling else locations.new_empty(0)
     grad_weights = torch.zeros_like(weights) if needs_sampling else weights.new_empty(0)
     is_empty = not (grad_out.numel() and weights.numel())
@@ -266,17 +295,17 @@ def backward(
         grad_value = torch.zeros_like(value) if needs_value else value.new_empty(0)
     if is_empty:
         return grad_value, grad_locations, grad_weights
-    sizes = _sizes(value, weights)
+    sizes, slots = _sizes(value, weights), _slots(map_idx)
     with torch.cuda.device_of(value):
         if by_atomics or needs_sampling:
             grid = (batch * heads * triton.cdiv(queries, sizes["BLOCK_Q"]),)
             backward_kernel[grid](
-                grad_out, value, locations, weights, grad_value, grad_locations, grad_weights,
-                _levels(shapes), queries, cells, **sizes,
+                grad_out, value, locations, weights, map_idx, grad_value, grad_locations, grad_weights,
+                _levels(shapes), queries, cells, len(value) // batch, **sizes, **slots,
                 NEEDS_VALUE=by_atomics, NEEDS_SAMPLING=needs_sampling,
             )  # fmt: skip
         if needs_value and deterministic:
-            _gather(grad_out, shapes, locations, weights, grad_value, sizes)
+            _gather(grad_out, shapes, locations, weights, map_idx, grad_value, sizes)
     return grad_value.to(value.dtype) if needs_value else grad_value, grad_locations, grad_weights
 
 
@@ -285,14 +314,18 @@ def _gather(
     shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    map_idx: Tensor | None,
     grad_value: Tensor,
     sizes: dict[str, Any],
 ) -> None:
     """Fill ``grad_value`` level by level: sort the samples by their pixel, then sum per pixel."""
-    batch, cells, heads, _ = grad_value.shape
+    rows, cells, heads, _ = grad_value.shape
+    batch, points = len(weights), weights.shape[-1]
     constants = {name: size for name, size in sizes.items() if name != "BLOCK_Q"}
-    plane = torch.arange(batch, device=locations.device)[:, None] * heads
-    plane = (plane + torch.arange(heads, device=locations.device))[:, None, :, None]  # (B, 1, H, 1)
+    plane = torch.arange(batch, device=locations.device)[:, None, None] * (rows // batch)  # (B, 1, 1)
+    if map_idx is not None:
+        plane = plane + map_idx.repeat_interleave(points // map_idx.shape[2], dim=2)  # (B, Q, P)
+    plane = plane[:, :, None] * heads + torch.arange(heads, device=locations.device)[:, None]  # (B, Q, H, P)
     first_cell = 0
     for level, (height, width) in enumerate(zip(shapes[::2], shapes[1::2], strict=True)):
         spots = (height + 1) * (
@@ -303,10 +336,10 @@ def _gather(
         is_inside = (x >= -1) & (y >= -1) & (x < width) & (y < height)
         column, row = (torch.where(is_inside, at, 0).floor().long() for at in (x, y))
         key = plane * spots + (row + 1) * (width + 1) + column + 1
-        key = torch.where(is_inside, key, batch * heads * spots)  # those outside come last, after every pixel
+        key = torch.where(is_inside, key, rows * heads * spots)  # those outside come last, after every pixel
         key, order = torch.sort(key.flatten(), stable=True)
-        starts = torch.searchsorted(key, torch.arange(batch * heads * spots + 1, device=key.device))
-        gather_kernel[(batch * heads * height * width,)](
+        starts = torch.searchsorted(key, torch.arange(rows * heads * spots + 1, device=key.device))
+        gather_kernel[(rows * heads * height * width,)](
             grad_out, locations, weights, order, starts, grad_value, cells, first_cell, height, width, level,
             BLOCK_N=sizes["BLOCK_Q"], **constants,
         )  # fmt: skip
@@ -329,6 +362,10 @@ def _sizes(value: Tensor, weights: Tensor) -> dict[str, Any]:
         "INDEX": tl.int64 if largest >= _INT32_LIMIT else tl.int32,
         "enable_fp_fusion": True,  # said here because Triton 3.9 warns that its default will change
     }
+
+
+def _slots(map_idx: Tensor | None) -> dict[str, Any]:
+    return {"SLOTS": 1 if map_idx is None else map_idx.shape[2], "HAS_MAPS": map_idx is not None}
 
 
 def _levels(shapes: Sequence[int]) -> tuple[int, ...]:

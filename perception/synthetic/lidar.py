@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.synthetic._jit import kernel
+from perception.utils.jit import kernel
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]

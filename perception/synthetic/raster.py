@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.synthetic._jit import kernel
+from perception.utils.jit import kernel
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -13,7 +13,9 @@ from perception.ops import deformable_attention_triton as kernels
 from perception.ops.deformable_attention_op import deformable_attention
 
 LEVELS = 2
-SIZES = {"HEADS": 8, "CHANNELS": 32, "LEVELS": LEVELS, "POINTS": 4, "BLOCK_D": 32}
+SIZES = {
+    "HEADS": 8, "CHANNELS": 32, "LEVELS": LEVELS, "POINTS": 4, "BLOCK_D": 32, "SLOTS": 2, "HAS_MAPS": True,
+}  # fmt: skip
 
 
 def compile_for(capability, kernel, types, constants):
@@ -35,7 +37,7 @@ def main():
     for capability, dtype, index in ((80, "fp32", tl.int32), (90, "fp32", tl.int64), (90, "bf16", tl.int32)):
         halves = dict.fromkeys(("value", "weights", "out", "grad_out", "grad_weights"), f"*{dtype}")
         floats = dict.fromkeys(("locations", "grad_locations", "grad_value"), "*fp32")
-        types = {**halves, **floats, "order": "*i64", "starts": "*i64"}
+        types = {**halves, **floats, "order": "*i64", "starts": "*i64", "map_idx": "*i64"}
 
         def build(kernel, capability=capability, types=types, **constants):
             present = {name: kind for name, kind in types.items() if name in kernel.arg_names}
@@ -54,7 +56,9 @@ def main():
 
     value = torch.zeros(1, 1, 1, 1)
     with pytest.raises(ValueError, match="needs CUDA tensors, found cpu"):
-        deformable_attention(value, [1, 1], torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1))
+        deformable_attention(
+            value, [1, 1], torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1), None, "triton"
+        )
 
 
 if __name__ == "__main__":

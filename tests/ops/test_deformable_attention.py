@@ -41,20 +41,26 @@ def naive(value, shapes, locations, weights):
     return out.reshape(batch, -1, heads * channels)
 
 
-def test_shape_and_definition():
+BOTH = pytest.mark.parametrize("implementation", ["reference", "numba"])
+
+
+@BOTH
+def test_shape_and_definition(implementation):
     value, shapes, locations, weights = make_inputs(dtype=torch.float64)
-    out = multi_scale_deformable_attention(value, shapes, locations, weights)
+    out = multi_scale_deformable_attention(value, shapes, locations, weights, implementation=implementation)
     assert out.shape == (2, 5, 6)
     expected = naive(value.numpy(), shapes, locations.numpy(), weights.numpy())
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
 
 
-def test_matches_mmcv():
+@BOTH
+def test_matches_mmcv(implementation):
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     value, shapes, locations, weights = make_inputs(queries=40, channels=8)
     expected = multi_scale_deformable_attn_pytorch(value, torch.tensor(shapes), locations, weights)
-    torch.testing.assert_close(multi_scale_deformable_attention(value, shapes, locations, weights), expected)
+    found = multi_scale_deformable_attention(value, shapes, locations, weights, implementation=implementation)
+    torch.testing.assert_close(found, expected)
 
 
 def load_parity() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
@@ -76,11 +82,13 @@ def check_parity(out, inputs, data):
         )
 
 
+@BOTH
 @pytest.mark.data
-def test_matches_upstream_fixture():
+def test_matches_upstream_fixture(implementation):
     shapes, data = load_parity()
     value, locations, weights = inputs = [data[name].requires_grad_() for name in NAMES]
-    check_parity(multi_scale_deformable_attention(value, shapes, locations, weights), inputs, data)
+    out = multi_scale_deformable_attention(value, shapes, locations, weights, implementation=implementation)
+    check_parity(out, inputs, data)
 
 
 @pytest.mark.data
@@ -98,10 +106,22 @@ def test_mmcv_function_matches_upstream_fixture():
     check_parity(out, inputs, data)
 
 
-def test_gradcheck():
+@BOTH
+@pytest.mark.parametrize("has_maps", [False, True])
+def test_gradcheck(implementation, has_maps):
     value, shapes, locations, weights = make_inputs(1, 2, 2, 2, ((3, 4), (2, 2)), 2, torch.float64)
     inputs = [x.requires_grad_() for x in (value, locations, weights)]
-    assert gradcheck(lambda v, x, w: multi_scale_deformable_attention(v, shapes, x, w), inputs)
+    map_idx = None
+    if has_maps:
+        map_idx = torch.tensor([[[0, 2], [1, 1]]])
+        inputs[0] = torch.randn(3, *value.shape[1:], dtype=torch.float64, requires_grad=True)
+
+    def attend(value, locations, weights):
+        return multi_scale_deformable_attention(
+            value, shapes, locations, weights, map_idx, implementation=implementation
+        )
+
+    assert gradcheck(attend, inputs)
 
 
 def test_samples_of_other_batch_rows_do_not_matter():
@@ -178,6 +198,39 @@ def test_contradicting_shapes_are_named(change, message):
         multi_scale_deformable_attention(*change(*make_inputs()))
 
 
+@pytest.mark.parametrize(
+    ("rows", "map_idx", "message"),
+    [
+        (6, torch.zeros(2, 5, 2), r"M a divisor of P=3, found \(2, 5, 2\)"),
+        (6, torch.zeros(2, 4, 1), r"must be \(B=2, Q=5, M\)"),
+        (6, torch.zeros(3, 5, 1), r"sampling_locations must be \(B=3"),
+        (5, torch.zeros(2, 5, 1), "as many maps for each batch row, found 5 for 2 rows"),
+        (6, torch.full((2, 5, 1), 3), r"map_idx must be in 0\.\.2, found 3\.\.3"),
+        (6, torch.full((2, 5, 1), -1), r"map_idx must be in 0\.\.2, found -1\.\.-1"),
+    ],
+)
+def test_maps_that_do_not_fit_are_named(rows, map_idx, message):
+    _, shapes, locations, weights = make_inputs()
+    value = make_inputs(batch=rows)[0]
+    with pytest.raises(ValueError, match=message):
+        multi_scale_deformable_attention(value, shapes, locations, weights, map_idx.long())
+
+
+def test_the_number_of_threads_does_not_matter():
+    value, shapes, locations, weights = make_inputs(batch=2, heads=3)
+    tensors = [x.requires_grad_() for x in (value, locations, weights)]
+    results, before = [], torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 4):
+            torch.set_num_threads(num_threads)
+            out = multi_scale_deformable_attention(value, shapes, locations, weights)
+            results.append([out.detach(), *torch.autograd.grad(out.square().sum(), tensors)])
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
 def test_compiles_without_graph_breaks():
     inputs = make_inputs()
     compiled = torch.compile(multi_scale_deformable_attention, fullgraph=True, backend="eager")
@@ -190,9 +243,9 @@ def empty_inputs(device, dtype=torch.float32):
     return torch.empty(1, 6, 2, 4, device=device, dtype=dtype), locations, weights
 
 
-def takes_kernel(device="cuda", dtype=torch.float32, implementation="auto"):
+def chosen(device="cuda", dtype=torch.float32, implementation="auto"):
     with FakeTensorMode():
-        return module._uses_kernel(implementation, empty_inputs(device, dtype))
+        return module._choose(implementation, empty_inputs(device, dtype))
 
 
 @pytest.fixture
@@ -201,16 +254,15 @@ def has_triton(monkeypatch):
 
 
 @pytest.mark.usefixtures("has_triton")
-def test_the_kernel_is_for_cuda_and_its_dtypes(monkeypatch):
-    assert takes_kernel()
-    assert takes_kernel(dtype=torch.bfloat16)
-    assert takes_kernel(dtype=torch.float16)
-    assert not takes_kernel(dtype=torch.float64)
-    assert not takes_kernel("cpu")
-    assert not takes_kernel(implementation="reference")
-    assert takes_kernel("cpu", implementation="triton")  # for the interpreter
+def test_which_kernel_is_for_which_tensors(monkeypatch):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert chosen(dtype=dtype) == "triton"
+    assert chosen(dtype=torch.float64) == "reference"
+    assert chosen("cpu") == chosen("cpu", torch.float64) == "numba"
+    assert chosen(implementation="reference") == chosen("cpu", implementation="reference") == "reference"
+    assert chosen("cpu", implementation="triton") == "triton"  # for the interpreter
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert not takes_kernel()
+    assert chosen() == chosen("cpu") == "reference"
 
 
 @pytest.mark.usefixtures("has_triton")
@@ -224,7 +276,7 @@ def test_the_kernel_has_shapes_without_data(dtype):
 
 def test_without_triton_the_reference_runs(monkeypatch):
     monkeypatch.setattr(module, "_HAS_TRITON", False)
-    assert not takes_kernel()
+    assert chosen() == "reference"
     with pytest.raises(ModuleNotFoundError, match="the extra `kernels`"):
         multi_scale_deformable_attention(*make_inputs(), implementation="triton")
 
@@ -233,8 +285,10 @@ def test_without_triton_the_reference_runs(monkeypatch):
 def test_what_the_kernel_cannot_take_is_named():
     with pytest.raises(ValueError, match="takes float32, float16 and bfloat16, found .*float64"):
         multi_scale_deformable_attention(*make_inputs(dtype=torch.float64), implementation="triton")
-    with pytest.raises(ValueError, match="'auto', 'reference' or 'triton', found 'cuda'"):
+    with pytest.raises(ValueError, match="one of .*'numba'.*, found 'cuda'"):
         multi_scale_deformable_attention(*make_inputs(), implementation="cuda")
+    with FakeTensorMode(), pytest.raises(ValueError, match="needs CPU tensors, found .*cuda"):
+        module._choose("numba", empty_inputs("cuda"))
 
 
 def test_the_environment_chooses_at_import(monkeypatch):
@@ -251,7 +305,7 @@ def test_gradients_have_shapes_without_data(needs_value, needs_sampling):
         value, locations, weights = empty_inputs("cuda", torch.float16)
         grads = deformable_attention_backward(
             torch.empty(1, 5, 8, device="cuda", dtype=torch.float16),
-            value, [2, 3], locations, weights, needs_value, needs_sampling, False,
+            value, [2, 3], locations, weights, None, "triton", needs_value, needs_sampling, False,
         )  # fmt: skip
     wanted = (needs_value, needs_sampling, needs_sampling)
     for grad, x, want in zip(grads, (value, locations, weights), wanted, strict=True):

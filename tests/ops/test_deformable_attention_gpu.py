@@ -5,7 +5,7 @@ import torch
 
 from perception.ops import multi_scale_deformable_attention
 from perception.ops.mmcv_finder import uses_fallback
-from tests.ops.test_deformable_attention_triton import (
+from tests.ops.test_deformable_attention_kernels import (
     TOLERANCE,
     check,
     expect,

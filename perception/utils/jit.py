@@ -17,8 +17,25 @@ def kernel(function: F) -> F:
     can be written it raises RuntimeError; then the function is compiled anew in each process instead. No fast-math,
     so results do not depend on where the code was compiled.
     """
+    return _compile(function)
+
+
+def threaded_kernel(function: F) -> F:
+    """As `kernel`, and other threads may run while the function does."""
+    return _compile(function, nogil=True)
+
+
+def reordering_kernel(function: F) -> F:
+    """As `threaded_kernel`, and sums may be added in another order, so by vectors.
+
+    Their length is the machine's, so that last bits differ between machines.
+    """
+    return _compile(function, nogil=True, fastmath={"reassoc"})
+
+
+def _compile(function: F, **options: Any) -> F:
     try:
-        compiled: F = numba.njit(cache=True)(function)
+        compiled: F = numba.njit(cache=True, **options)(function)
     except RuntimeError:
-        compiled = numba.njit(function)
+        compiled = numba.njit(**options)(function)
     return compiled

@@ -1,0 +1,245 @@
+"""Kernels of multi-scale deformable attention for CPUs, compiled by numba.
+
+Torch's `grid_sample` writes every sample to memory before they are weighted, channel by channel; here a sample is added
+where it is made, all channels of a head at once.
+Legend: B batch, N maps per batch row, Q queries, H heads, D channels per head, L levels, P points per level, M slots,
+S = sum of h * w over the levels.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perception.utils.jit import reordering_kernel, threaded_kernel
+
+
+@threaded_kernel
+def _attend(
+    value: np.ndarray, levels: np.ndarray, places: np.ndarray, weights: np.ndarray, maps: np.ndarray,
+    out: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """``out`` (B, Q, H, D) of the batch rows and heads from number `first` to `last`."""
+    num_heads, num_levels, num_points = weights.shape[2:]
+    num_maps = value.shape[0] // weights.shape[0]
+    per_slot = num_points // maps.shape[2]
+    kind = value.dtype.type
+    one, two, half = kind(1), kind(2), kind(0.5)
+    for task in range(first, last):
+        row, head = task // num_heads, task % num_heads
+        for query in range(weights.shape[1]):
+            total = out[row, query, head]
+            for level in range(num_levels):
+                height, width, start = levels[level]
+                for point in range(num_points):
+                    # The steps of grid_sample: rounded alike, both put a sample to the same side of a pixel's centre.
+                    x = (
+                        ((two * places[row, query, head, level, point, 0] - one) + one) * kind(width) - one
+                    ) * half
+                    y = (
+                        ((two * places[row, query, head, level, point, 1] - one) + one) * kind(height) - one
+                    ) * half
+                    # False for NaN and infinity too, which then never become an address.
+                    if not (x >= -1 and y >= -1 and x < width and y < height):
+                        continue
+                    weight = weights[row, query, head, level, point]
+                    plane = value[row * num_maps + maps[row, query, point // per_slot]]
+                    left, top = int(np.floor(x)), int(np.floor(y))
+                    part_x, part_y = x - kind(left), y - kind(top)
+                    for down in range(2):
+                        if not 0 <= top + down < height:
+                            continue
+                        share_y = weight * (part_y if down else one - part_y)
+                        for right in range(2):
+                            if not 0 <= left + right < width:
+                                continue
+                            share = share_y * (part_x if right else one - part_x)
+                            pixel = plane[start + (top + down) * width + left + right, head]
+                            for channel in range(total.shape[0]):
+                                total[channel] += share * pixel[channel]
+
+
+@reordering_kernel
+def _dot(first: np.ndarray, second: np.ndarray) -> float:
+    total = first.dtype.type(0)
+    for number in range(first.shape[0]):
+        total += first[number] * second[number]
+    return total
+
+
+@threaded_kernel
+def _differentiate(
+    grad_out: np.ndarray, value: np.ndarray, levels: np.ndarray, places: np.ndarray, weights: np.ndarray,
+    maps: np.ndarray, grad_value: np.ndarray, grad_places: np.ndarray, grad_weights: np.ndarray,
+    needs_value: bool, needs_sampling: bool, first: int, last: int,
+) -> None:  # fmt: skip
+    """Gradients of the batch rows and heads from number `first` to `last`, which meet those of no other number."""
+    num_heads, num_levels, num_points = weights.shape[2:]
+    num_maps = value.shape[0] // weights.shape[0]
+    per_slot = num_points // maps.shape[2]
+    kind = value.dtype.type
+    zero, one, two, half = kind(0), kind(1), kind(2), kind(0.5)
+    for task in range(first, last):
+        row, head = task // num_heads, task % num_heads
+        for query in range(weights.shape[1]):
+            grad = grad_out[row, query, head]
+            for level in range(num_levels):
+                height, width, start = levels[level]
+                for point in range(num_points):
+                    x = (
+                        ((two * places[row, query, head, level, point, 0] - one) + one) * kind(width) - one
+                    ) * half
+                    y = (
+                        ((two * places[row, query, head, level, point, 1] - one) + one) * kind(height) - one
+                    ) * half
+                    if not (x >= -1 and y >= -1 and x < width and y < height):
+                        continue
+                    weight = weights[row, query, head, level, point]
+                    map_row = row * num_maps + maps[row, query, point // per_slot]
+                    left, top = int(np.floor(x)), int(np.floor(y))
+                    part_x, part_y = x - kind(left), y - kind(top)
+                    slope_x, slope_y, sampled = zero, zero, zero
+                    for down in range(2):
+                        if not 0 <= top + down < height:
+                            continue
+                        share_y = part_y if down else one - part_y
+                        for right in range(2):
+                            if not 0 <= left + right < width:
+                                continue
+                            share_x = part_x if right else one - part_x
+                            cell = start + (top + down) * width + left + right
+                            if needs_sampling:
+                                pixel = value[map_row, cell, head]
+                                along = _dot(grad, pixel)
+                                sampled += share_x * share_y * along
+                                slope_x += share_y * along if right else -share_y * along
+                                slope_y += share_x * along if down else -share_x * along
+                            if needs_value:
+                                into = grad_value[map_row, cell, head]
+                                share = weight * share_x * share_y
+                                for channel in range(grad.shape[0]):
+                                    into[channel] += share * grad[channel]
+                    if needs_sampling:
+                        grad_weights[row, query, head, level, point] = sampled
+                        grad_places[row, query, head, level, point, 0] = slope_x * weight * kind(width)
+                        grad_places[row, query, head, level, point, 1] = slope_y * weight * kind(height)
+
+
+def forward(
+    value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, map_idx: Tensor | None
+) -> Tensor:
+    """Run the forward kernel, on as many threads as torch has.
+
+    Args:
+        value: (B * N, S, H, D), on the CPU like the others.
+        shapes: h and w of each level in turn.
+        locations: (B, Q, H, L, P, 2).
+        weights: (B, Q, H, L, P).
+        map_idx: (B, Q, M), int64, or None.
+
+    Returns:
+        (B, Q, H * D), value's dtype. Sums are in float32, or in float64 for a value of float64.
+
+    Raises:
+        ValueError: `map_idx` is not in 0..N-1.
+    """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    batch, queries, heads = weights.shape[:3]
+    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=dtype)
+    arrays = (
+        *_arrays(dtype, value),
+        _levels(shapes),
+        *_arrays(dtype, locations, weights),
+        _maps(map_idx, value, weights),
+    )
+    _share_out(_attend, batch * heads, *arrays, out.numpy())
+    return out.flatten(2).to(value.dtype)
+
+
+def backward(
+    grad_out: Tensor,
+    value: Tensor,
+    shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    map_idx: Tensor | None,
+    *,
+    needs_value: bool,
+    needs_sampling: bool,
+    deterministic: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the backward kernel.
+
+    Args:
+        grad_out: (B, Q, H * D).
+        value: see `forward`.
+        shapes: see `forward`.
+        locations: see `forward`.
+        weights: see `forward`.
+        map_idx: see `forward`.
+        needs_value: whether the gradient of value is wanted.
+        needs_sampling: whether those of locations and weights are.
+        deterministic: it always is, whatever the number of threads.
+
+    Returns:
+        Gradients of value, locations and weights in their shapes and dtypes; (0,) in place of one that is not wanted.
+    """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    wanted = ((value, needs_value), (locations, needs_sampling), (weights, needs_sampling))
+    grads = [torch.zeros(x.shape if is_wanted else (0,) * x.dim(), dtype=dtype) for x, is_wanted in wanted]
+    arrays = (
+        *_arrays(dtype, grad_out.view(*weights.shape[:3], value.shape[3]), value), _levels(shapes),
+        *_arrays(dtype, locations, weights), _maps(map_idx, value, weights), *(grad.numpy() for grad in grads),
+    )  # fmt: skip
+    tasks = weights.shape[0] * weights.shape[2]
+    _share_out(_differentiate, tasks, *arrays, needs_value, needs_sampling)
+    cast = [
+        grad.to(x.dtype) if is_wanted else x.new_empty(0)
+        for grad, (x, is_wanted) in zip(grads, wanted, strict=True)
+    ]
+    return cast[0], cast[1], cast[2]
+
+
+def _share_out(function: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
+    """Call `function` for tasks 0 to `num_tasks`, a stretch of them in each thread.
+
+    Threads are made for each call: they cost microseconds, and unlike a pool's they survive no fork half alive.
+    """
+    if num_tasks == 0:
+        return
+    num_threads = min(torch.get_num_threads(), num_tasks)
+    bounds = [num_tasks * number // num_threads for number in range(num_threads + 1)]
+    threads = [
+        threading.Thread(target=function, args=(*arguments, bounds[number], bounds[number + 1]))
+        for number in range(1, num_threads)
+    ]
+    for thread in threads:
+        thread.start()
+    function(*arguments, bounds[0], bounds[1])
+    for thread in threads:
+        thread.join()
+
+
+def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().to(dtype).contiguous().numpy() for tensor in tensors]
+
+
+def _maps(map_idx: Tensor | None, value: Tensor, weights: Tensor) -> np.ndarray:
+    if map_idx is None:
+        return np.zeros((*weights.shape[:2], 1), dtype=np.int64)
+    num_maps = len(value) // len(weights)
+    if map_idx.numel() and not 0 <= int(map_idx.min()) <= int(map_idx.max()) < num_maps:
+        raise ValueError(
+            f"map_idx must be in 0..{num_maps - 1}, found {int(map_idx.min())}..{int(map_idx.max())}"
+        )
+    return map_idx.numpy()
+
+
+def _levels(shapes: Sequence[int]) -> np.ndarray:
+    """(L, 3): h, w and the first pixel's number of each level."""
+    sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
+    starts = np.cumsum(np.concatenate([[0], sizes.prod(axis=1)[:-1]]))
+    return np.concatenate([sizes, starts[:, None]], axis=1)
