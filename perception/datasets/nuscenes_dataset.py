@@ -1,6 +1,6 @@
 """nuScenes key frames with a queue of earlier frames of the same scene."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -202,6 +202,21 @@ class NuScenesBEVDataset(BaseDataset):
         """Scene of each item; items of one scene are in order of time."""
         self.full_init()
         return [self._scenes[idx] for idx in self._order]
+
+    def read_cameras(self) -> Iterator[tuple[str, np.ndarray, tuple[int, int]]]:
+        """Of the first sample of each scene: token, lidar2img (N, 4, 4) and image size (width, height), as stored.
+
+        Samples whose index names no image sizes are passed over.
+
+        Raises:
+            DataError: a sample's entry is defective.
+        """
+        self.full_init()
+        for position in np.unique(self._scene_starts[self._order]):
+            frame = frame_fields(self._samples[int(position)], None, data_root=self.data_root)
+            sizes = set(frame["img_sizes"].values())
+            if len(sizes) == 1 and None not in sizes:
+                yield frame["sample_token"], frame["lidar2img"], sizes.pop()
 
     def __len__(self) -> int:
         self.full_init()

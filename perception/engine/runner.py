@@ -23,6 +23,7 @@ from perception.checkpoint import (
     save_checkpoint,
 )
 from perception.engine.collectives import gather_json, max_over_ranks
+from perception.engine.data_check import check_data
 from perception.engine.data_loading import build_dataloader
 from perception.engine.default_hooks import default_hooks
 from perception.engine.eval_loop import EvalLoop
@@ -46,7 +47,7 @@ from perception.engine.strategies import DDPStrategy, SingleStrategy
 from perception.engine.task_forwards import Plan, balancer_that_changes_the_model, prepare_model
 from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
-from perception.engine.vocabulary import check_classes, check_vocabulary, read_vocabulary
+from perception.engine.vocabulary import check_vocabulary, read_vocabulary
 from perception.engine.work_dir import WorkDirError, WorkDirLock, prepare_work_dir
 from perception.registry import RUNNERS, SCOPE, STRATEGIES
 from perception.utils import get_logger, write_json_atomic
@@ -348,11 +349,11 @@ class PerceptionRunner(FlexibleRunner):
 
         Raises:
             CheckpointError: damaged, or classes, tasks, weights or the way of running differ.
-            ConfigError: the classes of data sets and model differ.
+            ConfigError: the classes or cameras of data sets and model differ.
         """
         if self._has_loaded:
             return
-        check_classes(self.bare_model, self._datasets(), self._metrics())
+        check_data(self.bare_model, self._datasets(), self._metrics())
         self._prepare_balancer()
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
@@ -391,8 +392,7 @@ class PerceptionRunner(FlexibleRunner):
         self.optim_wrapper.resume_at(checkpoint.step, max_steps=self.max_iters)
         self.optim_wrapper.last_checkpoint = path
         self._pending_rng = checkpoint.rng_states[self.rank]
-        self._train_seconds = float(state["train_seconds"])
-        self._train_samples = int(state["train_samples"])
+        self._train_seconds, self._train_samples = float(state["train_seconds"]), int(state["train_samples"])
         logger.info("resumed from %s at step %d", path, checkpoint.step)
 
     def restore_pending_rng(self) -> None:

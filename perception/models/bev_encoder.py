@@ -136,7 +136,8 @@ class BEVEncoder(nn.Module):
         num_points_spatial: sampled per head, level and camera; a multiple of D.
         ffn_dims: hidden width of the feed-forward, by default 2C.
         dropout: probability, everywhere.
-        static_cameras: give all queries to all cameras (constant shapes, for export) instead of the visible ones.
+        max_cameras_per_cell: of one sample, as `plan_cameras`; time and memory of the spatial cross-attention grow with
+            it. 2 for nuScenes' rig; None: num_cams, enough for any.
         num_level_embeds: rows of `level_embeds`; upstream has 4 whatever L is.
         focused_init: start as little more than a projection of the image features: small BEV, camera, level and motion
             embeddings, and each head of the spatial cross-attention at one height of the pillar. Upstream starts from
@@ -144,7 +145,7 @@ class BEVEncoder(nn.Module):
         upstream_compat: switches of `UpstreamCompat`; None: all off.
 
     Raises:
-        ValueError: odd C, or more levels than level embeddings.
+        ValueError: odd C, more levels than level embeddings, or room for no camera.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class BEVEncoder(nn.Module):
         num_points_spatial: int = 8,
         ffn_dims: int | None = None,
         dropout: float = 0.1,
-        static_cameras: bool = False,
+        max_cameras_per_cell: int | None = None,
         num_level_embeds: int = 4,
         focused_init: bool = False,
         upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
@@ -175,12 +176,16 @@ class BEVEncoder(nn.Module):
             raise ValueError(
                 f"num_levels must be at most num_level_embeds = {num_level_embeds}, got {num_levels}."
             )
+        if max_cameras_per_cell is not None and max_cameras_per_cell < 1:
+            raise ValueError(
+                f"max_cameras_per_cell must be at least 1, or None for every camera, got {max_cameras_per_cell}."
+            )
         self.grid = BEVGrid.from_range(pc_range, bev_h, bev_w)
         self.embed_dims = embed_dims
         self.num_cams = num_cams
         self.num_levels = num_levels
         self.compat = UpstreamCompat.read(upstream_compat)
-        self.static_cameras = static_cameras
+        self.max_cameras_per_cell = max_cameras_per_cell
 
         self.bev_embedding = nn.Embedding(bev_h * bev_w, embed_dims)
         self.positional_encoding = LearnedPositionalEncoding(embed_dims=embed_dims, bev_h=bev_h, bev_w=bev_w)
@@ -266,7 +271,7 @@ class BEVEncoder(nn.Module):
         features, spatial_shapes = self.embed_features(mlvl_feats)
         plan = plan_cameras(
             *project_pillars(self.ref_3d, lidar2img, image_shape),
-            static=self.static_cameras,
+            max_cameras_per_cell=self.max_cameras_per_cell,
             first_sample=self.compat.first_sample_cameras,
         )
         reference_points = self.temporal_reference(ego_motion, has_prev)

@@ -1,6 +1,6 @@
-"""Where each BEV cell's pillar lands in each camera, and which cells a camera sees.
+"""Where each BEV cell's pillar lands in each camera, and which cameras see it.
 
-Legend: B batch, N cameras, Q BEV cells, D points per pillar, K padded number of visible cells per camera.
+Legend: B batch, N cameras, Q BEV cells, D points per pillar, M cameras that a cell looks into.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,21 @@ from torch import Tensor
 
 from perception.structures import MIN_DEPTH, BEVGrid
 
+# An unused slot samples ten image widths away, where every map is zero.
+_OUTSIDE = -10.0
+
 
 @dataclass(frozen=True)
 class CameraPlan:
-    """Which BEV query is sampled in which camera, shared by all encoder layers of one forward.
+    """Which cameras each BEV cell looks into, shared by all encoder layers of one forward.
 
-    reference_points: (B·N, K, D, 2), (u, v) as a fraction of the padded image; 0 where the slot is padding.
-    query_idx: (B, N·K), int64, the BEV query of each slot; 0 where padding. None: slot k is query k, K = Q.
-    weight: (B, N·K, 1), 1 / (number of cameras that see the query) for a used slot, 0 for padding.
+    reference_points: (B, Q, M, D, 2), (u, v) as a fraction of the padded image; far outside where the slot is unused.
+    camera_idx: (B, Q, M), int64, the camera of each slot; None: slot m is camera m, M = N.
+    weight: (B, Q, M), 1 / (number of cameras that see the cell) for a used slot, else 0.
     """
 
     reference_points: Tensor
-    query_idx: Tensor | None
+    camera_idx: Tensor | None
     weight: Tensor
 
 
@@ -68,37 +71,59 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_shape: tuple[int, i
 
 
 def plan_cameras(
-    reference_points: Tensor, mask: Tensor, *, static: bool = False, first_sample: bool = False
+    reference_points: Tensor,
+    mask: Tensor,
+    *,
+    max_cameras_per_cell: int | None = None,
+    first_sample: bool = False,
 ) -> CameraPlan:
-    """Gather the visible queries of every camera of every sample.
+    """List the cameras that see each cell.
 
-    One host synchronisation (for K) per call. With `static` none: every camera gets all queries, and the unseen ones
-    weigh 0; the shapes are then constants, as export needs.
+    All shapes are constants, and nothing waits for the device. Where a cell is seen by more cameras than it has slots,
+    a CPU raises ValueError, and CUDA a device-side assertion at its next synchronisation; an exported graph does not
+    check. *Deviation* from upstream, which gathers the cells of each camera by `nonzero`, sample by sample.
 
     Args:
         reference_points: (B, N, Q, D, 2).
         mask: (B, N, Q, D), bool.
-        static: use all queries.
-        first_sample: a camera of any sample gets the queries that the first sample's sees, as upstream; they are still
+        max_cameras_per_cell: M; None: N, enough for any rig.
+        first_sample: a camera of any sample serves the cells that the first sample's sees, as upstream; they are still
             divided by the sample's own number of cameras.
+
+    Raises:
+        ValueError: on a CPU, a cell is seen by more than M cameras.
     """
-    batch, num_cams, num_query, num_points, _ = reference_points.shape
+    batch, num_cams = mask.shape[:2]
     visible = mask.any(dim=-1)  # (B, N, Q)
     hits = visible.sum(dim=1).clamp(min=1)  # (B, Q)
     if first_sample:
         visible = visible[:1].expand(batch, -1, -1)
-    if static:
-        weight = visible / hits[:, None]  # (B, N, Q)
-        inside = torch.where(visible[..., None, None], reference_points, 0.0)
-        return CameraPlan(inside.flatten(0, 1), None, weight.reshape(batch, -1, 1))
-    capacity = max(int(visible.sum(dim=-1).max()), 1)  # K; the one host synchronisation
-    query_idx = visible.byte().argsort(dim=-1, descending=True, stable=True)[..., :capacity]  # (B, N, K)
-    used = visible.gather(-1, query_idx)
-    query_idx = torch.where(used, query_idx, 0)
-    gather_idx = query_idx[..., None, None].expand(-1, -1, -1, num_points, 2)
-    gathered = torch.where(
-        used[..., None, None], reference_points.gather(2, gather_idx), 0.0
-    )  # (B, N, K, D, 2)
-    flat_idx = query_idx.flatten(1)  # (B, N·K)
-    weight = used.flatten(1) / hits.gather(1, flat_idx)
-    return CameraPlan(gathered.flatten(0, 1), flat_idx, weight[..., None])
+    if max_cameras_per_cell is None or max_cameras_per_cell >= num_cams:
+        used, points, camera_idx = visible, reference_points, None
+    else:
+        turn = visible.cumsum(dim=1)  # (B, N, Q): 1 at the first camera that sees the cell, 2 at the second
+        _check_slots(turn[:, -1], max_cameras_per_cell)
+        slots = torch.arange(1, max_cameras_per_cell + 1, device=mask.device)[:, None, None]
+        chosen = visible[:, None] & (turn[:, None] == slots)  # (B, M, N, Q)
+        used = chosen.any(dim=2)  # (B, M, Q)
+        found = chosen.byte().argmax(dim=2)
+        points = reference_points.gather(1, found[..., None, None].expand(-1, -1, -1, *mask.shape[3:], 2))
+        camera_idx = found.transpose(1, 2)
+    points = torch.where(used[..., None, None], points, _OUTSIDE)  # (B, M, Q, D, 2)
+    weight = used / hits[:, None]
+    return CameraPlan(points.transpose(1, 2), camera_idx, weight.transpose(1, 2))
+
+
+def _check_slots(num_seen_by: Tensor, num_slots: int) -> None:
+    if torch.compiler.is_exporting():
+        return
+    remedy = (
+        f"Set model.bev_encoder.max_cameras_per_cell, now {num_slots}, to what the rig needs, or None (all)"
+    )
+    if num_seen_by.is_cuda or torch.compiler.is_compiling():
+        # Reading the number would make the host wait for the device.
+        torch._assert_async(
+            (num_seen_by <= num_slots).all(), f"a BEV cell is seen by too many cameras. {remedy}"
+        )
+    elif int(num_seen_by.max()) > num_slots:
+        raise ValueError(f"a BEV cell is seen by {int(num_seen_by.max())} cameras. {remedy}")

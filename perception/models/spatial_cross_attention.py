@@ -1,7 +1,7 @@
 """Spatial cross-attention: every BEV query looks at the image features where its pillar projects to.
 
-Legend: B batch, N cameras, Q BEV cells, K slots per camera, D points per pillar, C channels, H heads, L levels,
-P points.
+Legend: B batch, N cameras, Q BEV cells, M cameras that a cell looks into, D points per pillar, C channels, H heads,
+L levels, P points.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class SpatialCrossAttention(nn.Module):
 
     *Source*: BEVFormer §3.3. The P points are split as P/D per pillar point, the pillar point varying fastest; no
     positional term is added to the query. Deviation from upstream's code: visibility is each sample's own, and
-    there is no loop over samples or cameras.
+    there is no loop over samples or cameras: each cell samples P points in each camera that sees it.
 
     Args:
         embed_dims: C.
@@ -94,55 +94,50 @@ class SpatialCrossAttention(nn.Module):
             query: (B, Q, C).
             features: (B·N, S, C), the levels flattened and concatenated.
             spatial_shapes: (height, width) of each of the L levels.
-            plan: which query goes to which camera.
+            plan: which cameras each cell looks into.
 
         Returns:
             (B, Q, C), before the norm. A cell that no camera sees keeps its value plus the output bias.
         """
         batch, num_query, channels = query.shape
-        cams = len(features)  # B·N
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        num_anchors = plan.reference_points.shape[2]
-        slots = plan.reference_points.shape[1]  # K
+        num_slots, num_anchors = plan.reference_points.shape[2:4]
 
-        # Linear layers act on the queries before they are copied to the cameras that see them: fewer rows.
-        offsets = self.sampling_offsets(query)  # (B, Q, H·L·P·2)
-        weights = self.attention_weights(query).view(batch, num_query, heads, levels * points).softmax(dim=-1)
-        offsets = at_least_float(_to_slots(offsets, plan)).reshape(cams, slots, heads, levels, points, 2)
-        weights = _to_slots(weights.flatten(2), plan).reshape(cams, slots, heads, levels, points)
-
+        offsets = at_least_float(self.sampling_offsets(query)).view(
+            batch, num_query, heads, levels, points, 2
+        )
         offsets = offsets / offset_normalizer(spatial_shapes, offsets)[:, None, :]
-        offsets = offsets.view(cams, slots, heads, levels, points // num_anchors, num_anchors, 2)
-        locations = plan.reference_points[:, :, None, None, None] + offsets
-        locations = locations.view(cams, slots, heads, levels, points, 2)
+        offsets = offsets.view(batch, num_query, heads, levels, 1, -1, num_anchors, 2)
+        # (B, Q, 1, 1, M, 1, D, 2) + (B, Q, H, L, 1, P/D, D, 2)
+        locations = plan.reference_points[:, :, None, None, :, None] + offsets
+        locations = locations.reshape(batch, num_query, heads, levels, num_slots, points, 2)
+        weights = self.attention_weights(query).view(batch, num_query, heads, levels * points).softmax(dim=-1)
+        weights = (
+            weights.view(batch, num_query, heads, levels, 1, points) * plan.weight[:, :, None, None, :, None]
+        )
 
-        value = self.value_proj(features).view(cams, -1, heads, channels // heads)
-        attended = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)  # (B·N, K, C)
-        attended = attended.reshape(batch, -1, channels) * plan.weight  # (B, N·K, C)
-        return query + self.dropout(self.output_proj(_from_slots(attended, plan, num_query)))
-
-
-def _to_slots(per_query: Tensor, plan: CameraPlan) -> Tensor:
-    """(B, Q, X) → (B·N, K, X): each camera's visible queries."""
-    batch, num_query, width = per_query.shape
-    cams, slots = plan.reference_points.shape[:2]
-    if plan.query_idx is None:
-        per_camera = per_query[:, None].expand(-1, cams // batch, -1, -1)
-        return per_camera.reshape(cams, slots, width)
-    return per_query.flatten(0, 1)[_flat_index(plan.query_idx, num_query)].view(cams, slots, width)
-
-
-def _from_slots(per_slot: Tensor, plan: CameraPlan, num_query: int) -> Tensor:
-    """(B, N·K, C) → (B, Q, C): sum over the cameras."""
-    batch, _, channels = per_slot.shape
-    if plan.query_idx is None:
-        return per_slot.view(batch, -1, num_query, channels).sum(dim=1)
-    flat = torch.zeros(batch * num_query, channels, dtype=per_slot.dtype, device=per_slot.device)
-    flat = flat.index_add(0, _flat_index(plan.query_idx, num_query), per_slot.flatten(0, 1))
-    return flat.view(batch, num_query, channels)
+        value = self.value_proj(features).view(len(features), -1, heads, channels // heads)
+        if plan.camera_idx is None:
+            attended = _attend_every_camera(value, spatial_shapes, locations, weights)
+        else:
+            attended = multi_scale_deformable_attention(
+                value, spatial_shapes, locations.flatten(4, 5), weights.flatten(4, 5), plan.camera_idx
+            )  # (B, Q, C)
+        return query + self.dropout(self.output_proj(attended))
 
 
-def _flat_index(query_idx: Tensor, num_query: int) -> Tensor:
-    """(B, N·K) indices within a sample → (B·N·K,) indices within the batch."""
-    offset = torch.arange(len(query_idx), device=query_idx.device) * num_query
-    return (query_idx + offset[:, None]).flatten()
+def _attend_every_camera(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """(B, Q, C) where slot m is camera m: an attention of its own for each, without a choice of maps, as exports need.
+
+    Args:
+        value: (B·N, S, H, C/H).
+        spatial_shapes: of the L levels.
+        locations: (B, Q, H, L, N, P, 2).
+        weights: (B, Q, H, L, N, P).
+    """
+    locations = locations.permute(0, 4, 1, 2, 3, 5, 6).flatten(0, 1)  # (B·N, Q, H, L, P, 2)
+    per_camera = weights.permute(0, 4, 1, 2, 3, 5).flatten(0, 1)
+    attended = multi_scale_deformable_attention(value, spatial_shapes, locations, per_camera)  # (B·N, Q, C)
+    return attended.unflatten(0, (len(weights), -1)).sum(dim=1)

@@ -89,16 +89,15 @@ def test_a_defect_at_batch_above_1_leaves_the_first_sample_alone(switch):
     assert_close(upstream(**row(inputs, 1)), correct(**row(inputs, 1)))
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_first_sample_cameras_gathers_the_first_samples_queries(static):
-    reference = torch.rand(BATCH, 1, 4, 2, 2)
-    mask = torch.zeros(BATCH, 1, 4, 2, dtype=torch.bool)
+@pytest.mark.parametrize("max_cameras", [None, 1])
+def test_first_sample_cameras_serve_the_first_samples_queries(max_cameras):
+    reference = torch.rand(BATCH, 2, 4, 2, 2)
+    mask = torch.zeros(BATCH, 2, 4, 2, dtype=torch.bool)
     mask[0, 0, :2], mask[1, 0, 1:] = True, True  # sample 0 sees the queries 0 and 1, sample 1 those from 1
-    upstream = plan_cameras(reference, mask, static=static, first_sample=True)
-    weight = upstream.weight.view(BATCH, -1)
-    assert weight[:, :2].tolist() == [[1, 1], [1, 1]]
-    assert not weight[:, 2:].any()
-    assert_close(upstream.reference_points[:, :2], reference[:, 0, :2])
+    upstream = plan_cameras(reference, mask, max_cameras_per_cell=max_cameras, first_sample=True)
+    assert upstream.weight[:, :, 0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert not upstream.weight[:, :, 1:].any()
+    assert_close(upstream.reference_points[:, :2, 0], reference[:, 0, :2])
 
 
 def test_mixed_temporal_query_reads_value_of_the_first_half():

@@ -49,6 +49,7 @@ model = dict(
         num_levels=2,
         num_heads=4,
         num_points_spatial=4,
+        max_cameras_per_cell=2,
         dropout=0.0,
         focused_init=True,
         **_bev,

@@ -29,7 +29,7 @@ model = dict(
         style="pytorch",
     ),
     img_neck=dict(type=FPN, in_channels=[2048], out_channels=256, add_extra_convs="on_output", num_outs=1),
-    bev_encoder=dict(type=BEVEncoder, num_layers=3, **_bev),
+    bev_encoder=dict(type=BEVEncoder, num_layers=3, max_cameras_per_cell=2, **_bev),
     box_head=dict(
         type=BoxHead,
         num_query=900,
