@@ -22,6 +22,7 @@ from perception.models.bev_encoder import BEVEncoder
 from perception.models.box_coder import DecodedBoxes
 from perception.models.box_head import BoxHead, BoxTargets
 from perception.models.center_heatmap import CenterHeatmap
+from perception.models.execution import checkpoint_parts, compile_parts
 from perception.models.map_head import MapHead
 from perception.models.patch_seg_head import PatchSegHead
 from perception.models.perspective_head import PerspectiveHead
@@ -64,10 +65,12 @@ class BEVFormer(BaseModel):
         backbone_sha256: expected hash of that file.
         upstream_compat: switches of `UpstreamCompat`, handed to the encoder and the box and segmentation heads; None:
             each has what its own config says, by default nothing.
+        activation_checkpointing: parts whose activations are computed again in the backward pass; `checkpoint_parts`.
+        compiled: parts that run through `torch.compile`, e.g. "bev_encoder"; `compile_parts`.
         init_cfg: MMEngine's.
 
     Raises:
-        ValueError: there is no head, or a head's grid is not the encoder's.
+        ValueError: there is no head, a head's grid is not the encoder's, or a named part does not exist.
     """
 
     kpi_metrics = KPI_METRICS
@@ -88,6 +91,8 @@ class BEVFormer(BaseModel):
         backbone_weights: str | None = None,
         backbone_sha256: str | None = None,
         upstream_compat: UpstreamCompat | Mapping[str, Any] | None = None,
+        activation_checkpointing: Sequence[str] = (),
+        compiled: Sequence[str] = (),
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -115,6 +120,8 @@ class BEVFormer(BaseModel):
         self._only: tuple[str, ...] | None = None
         self._histories: dict[tuple[str, ...] | None, dict[str, Tensor]] = {}
         self._check_heads()
+        checkpoint_parts(self, activation_checkpointing)
+        compile_parts(self, compiled)
 
     @property
     def task_names(self) -> tuple[str, ...]:

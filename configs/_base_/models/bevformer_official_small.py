@@ -1,8 +1,8 @@
 """Upstream's BEVFormer small: tiny with a deformable ResNet-101, a 150 × 150 BEV and larger images.
 
 Source: projects/configs/bevformer/bevformer_small.py of fundamentalvision/BEVFormer. Input 1280 × 720 padded to
-1280 × 736, BGR less the mean. Upstream checkpoints the backbone's activations (`with_cp`) to save memory; left out,
-because mmdet's way of it refuses `torch.autograd.grad`, by which balancers take task gradients.
+1280 × 736, BGR less the mean. The backbone's activations are computed again in the backward pass, as upstream's
+`with_cp` has it, though not by mmdet's way, which refuses `torch.autograd.grad`, by which balancers take gradients.
 Size: 59,463,619 parameters, 59,135,865 of them trained, 105,448 values in buffers.
 """
 
@@ -22,3 +22,4 @@ model.img_backbone.update(
 )
 model.bev_encoder.update(_bev_size)
 model.box_head.update(_bev_size)
+model.update(activation_checkpointing=("img_backbone.layer2", "img_backbone.layer3", "img_backbone.layer4"))
