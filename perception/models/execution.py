@@ -46,7 +46,7 @@ def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> None:
         ValueError: the model has no such part.
     """
     for module in _find(model, names, "activation_checkpointing"):
-        module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
+        module.forward = partial(_forward, module, module.forward)
 
 
 def _forward(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
