@@ -239,7 +239,7 @@ class BEVFormer(BaseModel):
 
     def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
         """Loss terms and target counts; a task without a target in the batch is left out."""
-        history = self.stream_memory.recall(data_samples, self._only, self.task_streams.label)
+        history = self.stream_memory.recall(data_samples, self._only)
         bev, features = self._compute_bev(inputs, *history)
         self.stream_memory.keep(bev, self._only)
         bev, *features = self.shared_features(bev, *features)

@@ -127,7 +127,7 @@ def test_prediction_in_between_changes_nothing():
 def test_items_of_no_stream_are_left_alone():
     model = small()
     step(model, make_item(1), make_item(2))
-    assert model.stream_memory.state_dict() == {"tokens": [], "groups": []}
+    assert model.stream_memory.state_dict() == {"tokens": [], "bev_aug": [], "groups": []}
     with pytest.raises(ValueError, match="1 of 2 samples of a batch belong to no stream"):
         step(model, make_item(1, num_frames=1), frame("a", 0))
 
@@ -151,6 +151,26 @@ def test_a_batch_out_of_order_is_refused():
         ValueError, match="sample c1 continues a stream in which c0 came just before, .* had a1"
     ):
         step(model, *STEPS[3])
+
+
+def test_another_augmentation_than_the_frame_before_had_is_refused():
+    """As a transform would make it that draws anew for every frame."""
+    model, worlds = small(), [np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])]
+    for frames in (STEPS[0], STEPS[1]):
+        items = [frame(*place) for place in frames]
+        for item, world in zip(items, worlds, strict=True):
+            item["data_samples"].set_metainfo({"bev_aug": world})
+        step(model, *items)
+    state = model.stream_memory.state_dict()
+    model = small()
+    model.stream_memory.load_state_dict(state)
+    items = [frame("a", 2), frame("b", 2)]
+    items[0]["data_samples"].set_metainfo({"bev_aug": worlds[0]})
+    items[1]["data_samples"].set_metainfo({"bev_aug": worlds[0]})
+    with pytest.raises(
+        ValueError, match="sample b2 and the one before it in its stream, b1, have different BEV aug"
+    ):
+        step(model, *items)
 
 
 def test_what_is_not_finite_is_not_carried():
@@ -179,7 +199,7 @@ def test_what_is_not_finite_is_not_carried():
 
 def test_a_state_put_back_goes_on_alike():
     model, other = small().eval(), small().eval()
-    assert model.stream_memory.state_dict() == {"tokens": [], "groups": []}
+    assert model.stream_memory.state_dict() == {"tokens": [], "bev_aug": [], "groups": []}
     for frames in STEPS[:2]:
         step(model, *frames)
     step(other, ("d", 0))  # what was there before is forgotten
