@@ -63,6 +63,7 @@ def test_the_test_can_tell(whole: Path, tmp_path: Path, monkeypatch: pytest.Monk
         train(tmp_path / "parts", stops=(1,))
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing(whole: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", train_cfg=dict(by_epoch=False, max_iters=5, val_interval=1))
     plain, evaluated = fingerprint(whole), fingerprint(tmp_path / "run")
@@ -139,6 +140,7 @@ def test_a_bad_step_poisons_no_stream(tmp_path: Path) -> None:
     assert all(group["bev"].isfinite().all() for group in state["groups"])
 
 
+@pytest.mark.slow
 def test_a_stop_right_after_a_bad_step(tmp_path: Path) -> None:
     """What is not carried on is part of the state too."""
     changes = {
