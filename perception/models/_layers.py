@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from perception.models._dropout import Dropout
+
 
 def at_least_float(x: Tensor) -> Tensor:
     """Half precision → float32; float32 and float64 as they are. For positions, which half can't address."""
@@ -70,7 +72,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(embed_dims, hidden_dims)
         self.linear2 = nn.Linear(hidden_dims, embed_dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -5,6 +5,7 @@ Legend: B batch, G query groups, q queries per group, C channels, H heads, P poi
 
 from torch import Tensor, nn
 
+from perception.models._dropout import Dropout
 from perception.models._layers import (
     FeedForward,
     at_least_float,
@@ -13,6 +14,7 @@ from perception.models._layers import (
     offset_normalizer,
     spread_offsets,
 )
+from perception.models.self_attention import SelfAttention
 from perception.ops import multi_scale_deformable_attention
 
 
@@ -37,7 +39,7 @@ class BEVCrossAttention(nn.Module):
         self.attention_weights = nn.Linear(embed_dims, num_heads * num_points)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
         self.output_proj = nn.Linear(embed_dims, embed_dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_attention(
             self.sampling_offsets,
             self.attention_weights,
@@ -92,8 +94,8 @@ class DecoderLayer(nn.Module):
         self, *, embed_dims: int, num_heads: int, num_points: int, ffn_dims: int, dropout: float
     ) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(embed_dims, num_heads, dropout=dropout, batch_first=True)
-        self.self_dropout = nn.Dropout(dropout)
+        self.self_attention = SelfAttention(embed_dims=embed_dims, num_heads=num_heads, dropout=dropout)
+        self.self_dropout = Dropout(dropout)
         self.cross_attention = BEVCrossAttention(
             embed_dims=embed_dims, num_heads=num_heads, num_points=num_points, dropout=dropout
         )
@@ -126,13 +128,9 @@ class DecoderLayer(nn.Module):
         batch, num_query, channels = query.shape
         grouped = (batch * num_groups, num_query // num_groups, channels)
         located = (query + query_pos).reshape(grouped)
-        attended, _ = self.self_attention(located, located, query.reshape(grouped), need_weights=False)
+        attended = self.self_attention(located, query.reshape(grouped))
         return query + self.self_dropout(attended.reshape(query.shape))
 
     def _attend(self, query: Tensor, query_pos: Tensor, attention_mask: Tensor) -> Tensor:
-        located = query + query_pos
-        # torch's mask is the other way round: True = does not see.
-        attended, _ = self.self_attention(
-            located, located, query, attn_mask=~attention_mask, need_weights=False
-        )
+        attended = self.self_attention(query + query_pos, query, attention_mask)
         return query + self.self_dropout(attended)
