@@ -77,3 +77,25 @@ def test_bench_ops_measures_the_reference_on_a_cpu(monkeypatch, tmp_path, capsys
     assert [row["implementation"] for row in rows] == ["reference", "mmcv in torch"]
     assert all(0 < row["ms_forward"] < row["ms_forward_backward"] for row in rows)
     assert run(monkeypatch, "bench_ops.py", "--cases", "nonsense") == 2
+
+
+def test_bench_cameras_measures_ways_that_agree(monkeypatch, tmp_path):
+    words = [
+        "--sizes",
+        "6,8",
+        "--views",
+        "60",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "c.json",
+    ]
+    assert run(monkeypatch, "bench_cameras.py", *words) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [(row["bev"], row["way"]) for row in rows] == [
+        (size, way) for size in (6, 8) for way in ("slots", "all", "rebatching", "sorting")
+    ]
+    assert all(0 < row["visible"] < 1 and row["mib_kept"] > 0 for row in rows)
+    assert run(monkeypatch, "bench_cameras.py", "--views", "130") == 2

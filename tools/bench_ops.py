@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time deformable attention: the Triton kernel, the reference and mmcv's, interleaved in one run.
+"""Time deformable attention: the kernels, the reference and mmcv's, interleaved in one run.
 
 Examples:
     python tools/bench_ops.py
@@ -7,8 +7,8 @@ Examples:
     python tools/bench_ops.py --device cpu --threads 1 --cases "tiny decoder"
 
 Every attention of bevformer_tiny, bevformer_small and upstream's base, one sample: milliseconds (best of the repeats)
-of forward and of forward and backward, and on CUDA the peak memory beyond the inputs. The kernel and mmcv's compiled
-operator are for CUDA; on a CPU only the two versions in plain torch are measured.
+of forward and of forward and backward, and on CUDA the peak memory beyond the inputs. Triton's kernel and mmcv's
+compiled operator are for CUDA, numba's kernel is for CPUs.
 Exit code 0; 2 for a wrong option.
 """
 
@@ -69,6 +69,7 @@ def implementations(device: str) -> dict[str, Attention]:
     }
     if not device.startswith("cuda"):
         print("The Triton kernel and mmcv's compiled operator need CUDA and are not measured.")
+        found["numba"] = partial(multi_scale_deformable_attention, implementation="numba")
         return found
     from perception.ops.mmcv_finder import uses_fallback
 
