@@ -30,7 +30,7 @@ from perception.datasets.image_cache import (
 )
 from perception.utils import DataError, Progress, write_json_atomic
 
-_IMAGES_PER_TASK = 32
+_IMAGES_PER_TASK = 16
 _IMAGES_PER_WORKER = 256
 _NUM_ESTIMATED = 12
 _DISK_BLOCK = 4096
