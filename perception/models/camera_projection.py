@@ -80,8 +80,8 @@ def plan_cameras(
     """List the cameras that see each cell.
 
     All shapes are constants, and nothing waits for the device. Where a cell is seen by more cameras than it has slots,
-    a CPU raises ValueError, and CUDA a device-side assertion at its next synchronisation; an exported graph does not
-    check. *Deviation* from upstream, which gathers the cells of each camera by `nonzero`, sample by sample.
+    a CPU raises ValueError, and CUDA a device-side assertion at its next synchronisation. *Deviation* from upstream,
+    which gathers the cells of each camera by `nonzero`, sample by sample.
 
     Args:
         reference_points: (B, N, Q, D, 2).
@@ -115,8 +115,6 @@ def plan_cameras(
 
 
 def _check_slots(num_seen_by: Tensor, num_slots: int) -> None:
-    if torch.compiler.is_exporting():
-        return
     remedy = (
         f"Set model.bev_encoder.max_cameras_per_cell, now {num_slots}, to what the rig needs, or None (all)"
     )

@@ -114,6 +114,19 @@ def test_the_encoder_is_one_graph(max_cameras_per_cell, has_history):
     torch._dynamo.reset()
 
 
+def test_the_encoder_exports_with_plain_sampling():
+    encoder = small_model(encoder={"max_cameras_per_cell": 2}).bev_encoder.eval()
+    inputs = encoder_inputs(has_history=True)
+    program = torch.export.export(encoder, (), inputs)
+    calls = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.grid_sampler.default" in calls
+    assert not any("grid_sampler_3d" in call or "perception" in call for call in calls), calls
+    assert all(
+        node.meta["val"].dim() == 4 for node in program.graph.nodes if "grid_sampler" in str(node.target)
+    )
+    assert_close(program.module()(**inputs), encoder(**inputs), atol=1e-5, rtol=1e-5)
+
+
 def check_compiled(backend):
     plain = small_model(encoder={"max_cameras_per_cell": 2}).bev_encoder
     compiled = small_model(encoder={"max_cameras_per_cell": 2}).bev_encoder
