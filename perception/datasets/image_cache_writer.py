@@ -6,10 +6,9 @@ import os
 import shutil
 import signal
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,17 +16,11 @@ from typing import Literal
 import cv2
 
 from perception import __version__
-from perception.datasets._image_files import Size, decode_for, read_content, resize_image
+from perception.datasets._cache_files import MANIFEST, CacheSettings, read_manifest
+from perception.datasets._image_copies import Outcome, Task, copy_of, make_copies
+from perception.datasets._image_files import Size
 from perception.datasets._packed import image_sizes
-from perception.datasets.image_cache import (
-    CACHE_FOLDER,
-    MANIFEST,
-    CacheSettings,
-    SourceRecord,
-    join_copy,
-    read_manifest,
-    split_copy,
-)
+from perception.datasets.image_cache import CACHE_FOLDER
 from perception.utils import DataError, Progress, write_json_atomic
 
 _IMAGES_PER_TASK = 16
@@ -36,9 +29,6 @@ _NUM_ESTIMATED = 12
 _DISK_BLOCK = 4096
 _SECONDS_UNTIL_ABANDONED = 600.0
 _NUM_LISTED = 5
-
-Task = tuple[str, Size | None]
-"""An image's path in its root, and its size if the index knows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +46,6 @@ class CacheReport:
     num_images: int
     num_made: int
     num_bytes: int
-
-
-@dataclass
-class _Outcome:
-    num_made: int = 0
-    source_sizes: set[Size] = field(default_factory=set)
-    errors: list[DataError] = field(default_factory=list)
 
 
 def prepare_image_cache(
@@ -122,8 +105,8 @@ def prepare_image_cache(
     if old is None:
         _write_manifest(folder, settings, num_images=None, num_bytes=None, source_sizes=set())
     bar = Progress(f"Caching images at {settings.name}", total=len(tasks), unit="images", is_enabled=progress)
-    outcome = _Outcome()
-    for part, num in _run(partial(_make, root, folder, settings), tasks, num_workers):
+    outcome = Outcome()
+    for part, num in _run(partial(make_copies, root, folder, settings), tasks, num_workers):
         outcome.num_made += part.num_made
         outcome.source_sizes |= part.source_sizes
         outcome.errors += part.errors
@@ -170,81 +153,12 @@ def _words(settings: CacheSettings) -> str:
     return f"{settings.image_format}{quality} and {settings.interpolation}"
 
 
-# ---------------------------------------------------------------------------------------------------- one image
-
-
-def _copy_of(root: Path, task: Task, settings: CacheSettings) -> tuple[bytes, SourceRecord]:
-    """Content of a copy's file, made from the original as the pipeline resizes it."""
-    name, expected_size = task
-    source = root / name
-    # Before reading it: an original that changes meanwhile is seen to be newer than its copy.
-    state = _state(source)
-    content = read_content(source)
-    image = decode_for(content, settings.size, path=source, expected_size=expected_size)
-    pixels = resize_image(image.pixels, settings.size, settings.interpolation)
-    num_bytes, mtime_ns = (len(content), 0) if state is None else state
-    record = SourceRecord(
-        num_bytes=num_bytes, mtime_ns=mtime_ns, size=image.source_size, reduction=image.reduction
-    )
-    return join_copy(settings.encode(pixels), record), record
-
-
-def _make(root: Path, folder: Path, settings: CacheSettings, tasks: Sequence[Task]) -> _Outcome:
-    """Make the copies of some images, where they are not there."""
-    outcome = _Outcome()
-    for task in tasks:
-        path = settings.path(folder, task[0])
-        record = _fresh_record(path, root / task[0])
-        if record is None:
-            try:
-                content, record = _copy_of(root, task, settings)
-            except DataError as error:
-                path.unlink(missing_ok=True)
-                outcome.errors.append(error)
-                continue
-            _write(path, content)
-            outcome.num_made += 1
-        outcome.source_sizes.add(record.size)
-    return outcome
-
-
-def _fresh_record(path: Path, source: Path) -> SourceRecord | None:
-    """The record of a copy that is whole and of this original, as far as that is there to tell; else None."""
-    try:
-        found = split_copy(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if found is None:
-        return None
-    record = found[1]
-    return record if _state(source) in (None, (record.num_bytes, record.mtime_ns)) else None
-
-
-def _state(source: Path) -> tuple[int, int] | None:
-    try:
-        status = source.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _write(path: Path, content: bytes) -> None:
-    # Without fsync, which takes longer than all the rest: what a power cut leaves of a copy has no valid record.
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------------------------------------------- all images
 
 
 def _run(
-    make: partial[_Outcome], tasks: Sequence[Task], num_workers: int | None
-) -> Iterator[tuple[_Outcome, int]]:
+    make: partial[Outcome], tasks: Sequence[Task], num_workers: int | None
+) -> Iterator[tuple[Outcome, int]]:
     chunks = [tasks[start : start + _IMAGES_PER_TASK] for start in range(0, len(tasks), _IMAGES_PER_TASK)]
     # A process costs seconds of imports, as long as some hundred images take.
     workers = min(num_workers or len(os.sched_getaffinity(0)), math.ceil(len(tasks) / _IMAGES_PER_WORKER))
@@ -279,7 +193,7 @@ def _check_disk(root: Path, folder: Path, missing: Sequence[Task], settings: Cac
     sizes = []
     for task in missing[:: max(1, len(missing) // _NUM_ESTIMATED)][:_NUM_ESTIMATED]:
         try:
-            content, _ = _copy_of(root, task, settings)
+            content, _ = copy_of(root, task, settings)
         except DataError:
             continue  # told at the end, with all others
         sizes.append(math.ceil(len(content) / _DISK_BLOCK) * _DISK_BLOCK)

@@ -19,7 +19,8 @@ from perception.datasets import (
     image_cache_writer,
     prepare_image_cache,
 )
-from perception.datasets.image_cache import CacheSettings, ImageCache, cache_command, split_copy
+from perception.datasets._cache_files import CacheSettings, SourceRecord, join_copy, split_copy
+from perception.datasets.image_cache import ImageCache, cache_command
 from perception.utils import DataError, write_json_atomic
 
 SIZE = (88, 50)  # the world's images are 704 × 396: decoded at 1/4 to 176 × 99, then resized
@@ -373,6 +374,6 @@ def test_the_command_for_each_place():
 def test_the_record_survives_any_image_content():
     for content in (b"", b"\n{", b'\n{"crc32": 1}\n', bytes(range(256))):
         settings = CacheSettings(size=(1, 1))
-        record = image_cache_writer.SourceRecord(num_bytes=1, mtime_ns=2, size=(3, 4), reduction=8)
+        record = SourceRecord(num_bytes=1, mtime_ns=2, size=(3, 4), reduction=8)
         assert settings.name == "1x1"
-        assert split_copy(image_cache_writer.join_copy(content, record)) == (content, record)
+        assert split_copy(join_copy(content, record)) == (content, record)

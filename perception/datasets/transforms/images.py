@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from perception.datasets._cache_files import CacheSettings
 from perception.datasets._image_files import (
     INTERPOLATIONS,
     DecodedImage,
@@ -11,7 +12,7 @@ from perception.datasets._image_files import (
     read_content,
     resize_image,
 )
-from perception.datasets.image_cache import CacheSettings, ImageCache
+from perception.datasets.image_cache import ImageCache
 from perception.datasets.transforms._base import BEVTransform
 from perception.registry import TRANSFORMS
 from perception.structures import CAMERA_NAMES, resize_matrix
