@@ -14,6 +14,7 @@ from perception.datasets import (
     ObjectRangeFilter,
     PackBEVInputs,
     ResizeMultiView,
+    prepare_image_cache,
 )
 from perception.structures import CAMERA_NAMES, CLASS_NAMES, points_in_boxes, project_points
 
@@ -158,3 +159,30 @@ def test_reduced_decoding_keeps_the_projection(sample_root):
     shifted = (full["img"][..., 1:].float() - reduced["img"][..., :-1].float()).abs().mean()
     assert difference < 8
     assert difference < 0.7 * shifted
+
+
+@pytest.mark.parametrize(("image_format", "mean", "largest"), [("bmp", 0, 0), ("jpeg", 1.4, 24)])
+def test_cached_images_are_those_of_the_pipeline(sample_root, tmp_path, image_format, mean, largest):
+    """The error that docs/loading.md states; the index does not say how large the images are."""
+    size, folder = (512, 288), str(tmp_path / "image_cache")
+    index = sample_root / "info.json"
+    prepare_image_cache(
+        sample_root, [index], size=size, cache_dir=folder, image_format=image_format, progress=False
+    )
+
+    def load(**options) -> dict:
+        steps = [
+            LoadMultiViewImages(target_size=size, **options),
+            ResizeMultiView(size=size),
+            PackBEVInputs(),
+        ]
+        dataset = NuScenesBEVDataset(
+            ann_file="info.json", data_root=sample_root, pipeline=steps, test_mode=True
+        )
+        return dataset[0]["inputs"]
+
+    plain, cached = load(), load(cache_dir=folder)
+    assert torch.equal(plain["lidar2img"], cached["lidar2img"])
+    error = (plain["img"].float() - cached["img"].float()).abs()
+    assert error.mean() <= mean
+    assert error.max() <= largest
