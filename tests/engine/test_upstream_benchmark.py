@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from perception.engine.upstream_benchmark.worker import Inputs, measure, serve
 from perception.models import BEVEncoder
 from perception.ops import multi_scale_deformable_attention
 from tests.test_tools import run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_rebatching_equals_our_encoder():
@@ -163,3 +166,12 @@ def test_tool_measures_the_baseline(monkeypatch, tmp_path, capsys):
     assert result["failures"] == {}
     assert len(result["rows"]) == 18
     assert len(result["scaling"]) == 9
+
+
+def test_page_shows_the_committed_result():
+    result = json.loads((ROOT / "docs" / "results" / "bench_upstream.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert upstream_table(result) in page
+    assert f"on {result['hardware']['cpu']}, {result['threads']} thread" in page
+    for value in result["differences"]["official"].values():
+        assert f"{value:.1e}" in page
