@@ -15,6 +15,7 @@ from perception.config import (
     missing_data,
 )
 from perception.config.load import copy_plain
+from perception.config.streams import stream_problems
 from perception.config.walk import walk_config
 
 SHORT_NAMES = [config.short for config in list_configs()]
@@ -154,6 +155,13 @@ def test_contradiction_is_told(changes, expected):
 )
 def test_streams_that_do_not_fit_are_told(changes, expected):
     assert any(expected in problem for problem in broken("bevformer_nano_stream", **changes))
+
+
+def test_streams_of_another_data_set_are_left_to_the_run():
+    loader = {"sampler": {"type": "StreamSampler"}, "dataset": {"type": "Mine"}}
+    assert stream_problems({"train_dataloader": loader}) == []
+    loader["dataset"]["type"] = "perception.datasets.NuScenesBEVDataset"
+    assert "history is 'random'" in stream_problems({"train_dataloader": loader})[0]
 
 
 def test_patch_queries_without_a_decoder_are_told():
