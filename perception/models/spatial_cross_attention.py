@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from perception.models._dropout import Dropout
 from perception.models._layers import (
     at_least_float,
     check_heads,
@@ -68,7 +69,7 @@ class SpatialCrossAttention(nn.Module):
         self.attention_weights = nn.Linear(embed_dims, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
         self.output_proj = nn.Linear(embed_dims, embed_dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_attention(
             self.sampling_offsets,
             self.attention_weights,

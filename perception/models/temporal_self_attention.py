@@ -6,6 +6,7 @@ Legend: B batch, Q BEV cells, C channels, H heads, T = 2 queue entries (history,
 import torch
 from torch import Tensor, nn
 
+from perception.models._dropout import Dropout
 from perception.models._layers import (
     at_least_float,
     check_heads,
@@ -53,7 +54,7 @@ class TemporalSelfAttention(nn.Module):
         self.attention_weights = nn.Linear(QUEUE * embed_dims, num_heads * QUEUE * num_points)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
         self.output_proj = nn.Linear(embed_dims, embed_dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         init_attention(
             self.sampling_offsets,
             self.attention_weights,
