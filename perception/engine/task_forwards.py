@@ -43,6 +43,12 @@ def prepare_model(balancer: Balancer, model: nn.Module) -> nn.Module:
         ValueError: the method can't train this model.
     """
     prepared = balancer.prepare(model)
+    compiled = [name for name, part in model.named_modules() if part._compiled_call_impl is not None]
+    if compiled and prepared is not model:
+        raise ValueError(
+            f"{type(balancer).__name__} trains a changed copy of the model, in which nothing is compiled, but "
+            f"{compiled} are to be. Leave model.compiled out, or use another method"
+        )
     if balancer.needs_task_forwards and not hasattr(model, "only_tasks"):
         raise ValueError(
             f"{type(balancer).__name__} runs the model once per group of tasks, but {type(model).__name__} has no "

@@ -15,9 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from perception.config import did_you_mean
 
+# A part is traced anew for training, evaluation and history frames, each with and without earlier BEV features, and for
+# batches of one and of more: a dozen graphs. Torch ends the run at its limit, by default 8.
+_MAX_GRAPHS = 64
+
 
 def compile_parts(model: nn.Module, names: Sequence[str], *, backend: str = "inductor") -> None:
     """Run parts of the model through `torch.compile` as one graph each; a graph break raises at the first call.
+
+    Sets two options of torch for the whole process: the number of graphs of a function is limited to 64 in place of 8,
+    and a compiled backward pass leaves what it reads intact, for the next task's.
 
     Args:
         model: changed in place.
@@ -27,7 +34,14 @@ def compile_parts(model: nn.Module, names: Sequence[str], *, backend: str = "ind
     Raises:
         ValueError: the model has no such part.
     """
-    for module in _find(model, names, "compiled"):
+    modules = _find(model, names, "compiled")
+    if modules:
+        from torch._dynamo import config as dynamo_config  # seconds, so only where it is needed
+        from torch._functorch import config as functorch_config
+
+        dynamo_config.recompile_limit = max(_MAX_GRAPHS, dynamo_config.recompile_limit)
+        functorch_config.donated_buffer = False
+    for module in modules:
         module.compile(fullgraph=True, backend=backend)
 
 
@@ -52,6 +66,8 @@ def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> None:
 def _forward(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():  # a graph changes buffers at its end, once
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     contexts = partial(_contexts, module)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 

@@ -1,3 +1,4 @@
+import copy
 import shutil
 from itertools import chain
 
@@ -75,6 +76,18 @@ def test_every_backward_pass_computes_a_part_once_more():
         assert model[1].num_calls == count
 
 
+def test_a_copys_parts_are_its_own():
+    """Balancers copy models, and layers of them."""
+    model = small_model(activation_checkpointing=PARTS)
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(small_model(seed=1).state_dict())
+    (expected, _), (found, _) = gradients(small_model(seed=1)), gradients(copied)
+    for x, y in zip(found, expected, strict=True):
+        if x is not None:
+            assert_close(x, y)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_evaluation_runs_as_ever():
     model = small_model(activation_checkpointing=PARTS)
     batch = model.data_preprocessor(collate([make_item(0)]), False)
@@ -146,6 +159,67 @@ def check_compiled(backend):
 
 def test_the_compiled_encoder_computes_the_same():
     check_compiled("aot_eager")
+
+
+# Torch's tracer looks for a `grad` of each input, whose absence it knows, and warns of it.
+traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+def build(monkeypatch, backend="aot_eager", **changes):
+    """A model whose config names compiled parts, without a C++ compiler."""
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: compile_module(self, **{**options, "backend": backend})
+    )
+    model = small_model(encoder={"max_cameras_per_cell": 2, "num_layers": 1}, **changes)
+    monkeypatch.undo()
+    return model
+
+
+@traced
+@pytest.mark.parametrize(
+    ("compiled", "checkpointed"),
+    [
+        ("bev_encoder", ()),
+        ("bev_encoder", ["bev_encoder.layers"]),
+        pytest.param("img_backbone", ["img_backbone.layer2"], marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_parts_give_each_task_its_gradients(compiled, checkpointed, monkeypatch):
+    """One backward pass per task through one compiled graph; batch norms inside count a batch once."""
+    plain = small_model(encoder={"max_cameras_per_cell": 2, "num_layers": 1})
+    model = build(monkeypatch, compiled=[compiled], activation_checkpointing=checkpointed)
+    (expected, buffers), (found, others) = gradients(plain), gradients(model)
+    for x, y in zip(found, expected, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            assert_close(x, y, atol=1e-4, rtol=1e-3)
+    for name, buffer in buffers.items():
+        assert_close(others[name], buffer, msg=name)
+    torch._dynamo.reset()
+
+
+@traced
+@pytest.mark.slow
+def test_a_run_needs_more_graphs_than_torch_allows(monkeypatch):
+    """Training on queues, evaluation frame by frame, batches of any size: torch's own limit would end it."""
+    plain = small_model(encoder={"max_cameras_per_cell": 2, "num_layers": 1})
+    model = build(monkeypatch, backend="eager", compiled=["bev_encoder"])
+
+    def run(model, mode, num_samples, num_frames):
+        is_training = mode == "loss"
+        items = [make_item(seed, num_frames=num_frames) for seed in range(num_samples)]
+        batch = model.data_preprocessor(collate(items), is_training)
+        with torch.set_grad_enabled(is_training):
+            return model.train(is_training)(**batch, mode=mode)
+
+    steps = [("loss", 2, 3), ("loss", 1, 3), ("loss", 3, 1)]
+    steps += [("predict", size, 1) for size in (1, 1, 2, 2, 3)] + [("loss", 2, 3)]
+    for step in steps:
+        expected, found = run(plain, *step), run(model, *step)
+    for key, value in expected.items():
+        assert_close(found[key], value, atol=1e-3, rtol=1e-3, msg=key)
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow
