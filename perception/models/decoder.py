@@ -112,7 +112,7 @@ class DecoderLayer(nn.Module):
         num_groups: int,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, G·q, C) → (B, G·q, C); arguments as `BEVCrossAttention.forward`.
+        """(B, G·q, C) → (B, G·q, C); arguments as `BEVCrossAttention.forward`, but `query` may be (1, G·q, C).
 
         With an `attention_mask` of (n, n), bool, True = row sees column, it says who sees whom instead of the groups,
         which then need not be alike.
@@ -121,6 +121,7 @@ class DecoderLayer(nn.Module):
             query = self.norms[0](self._attend_within_groups(query, query_pos, num_groups))
         else:
             query = self.norms[0](self._attend(query, query_pos, attention_mask))
+        query = query.expand(len(bev), -1, -1)
         query = self.norms[1](self.cross_attention(query, query_pos, bev, reference_points, bev_shape))
         return self.norms[2](self.ffn(query))
 
