@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm
 from perception.checkpoint import CheckpointError
 from perception.engine.collectives import leave_process_group
 from perception.registry import STRATEGIES
+from perception.utils import keep_freed_memory
 
 _MAX_NAMED = 5
 
@@ -41,6 +42,8 @@ class _RunFolderMixin:
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         # MMEngine makes a folder per start; ours is the run folder itself.
         with suppress(OSError):
             os.rmdir(self._log_dir)

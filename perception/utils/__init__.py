@@ -10,6 +10,7 @@ from perception.utils.io import (
     write_json_atomic,
 )
 from perception.utils.log import get_logger
+from perception.utils.memory import keep_freed_memory
 from perception.utils.progress import Progress, show_progress
 from perception.utils.seed import stable_seed
 from perception.utils.suggest import closest, did_you_mean, edit_distance
@@ -24,6 +25,7 @@ __all__ = [
     "fsync_dir",
     "get_logger",
     "iter_json_lines",
+    "keep_freed_memory",
     "name_some",
     "read_json",
     "sha256_file",
