@@ -74,7 +74,7 @@ def test_bench_ops_measures_the_reference_on_a_cpu(monkeypatch, tmp_path, capsys
     assert run(monkeypatch, "bench_ops.py", *words) == 0
     assert "need CUDA and are not measured" in capsys.readouterr().out
     rows = json.loads((tmp_path / "ops.json").read_text())["rows"]
-    assert [row["implementation"] for row in rows] == ["reference", "mmcv in torch"]
+    assert [row["implementation"] for row in rows] == ["reference", "mmcv in torch", "numba"]
     assert all(0 < row["ms_forward"] < row["ms_forward_backward"] for row in rows)
     assert run(monkeypatch, "bench_ops.py", "--cases", "nonsense") == 2
 
