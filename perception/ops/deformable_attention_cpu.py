@@ -6,29 +6,28 @@ Legend: B batch, N maps per batch row, Q queries, H heads, D channels per head, 
 S = sum of h * w over the levels.
 """
 
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from perception.utils.jit import reordering_kernel, threaded_kernel
+from perception.utils.jit import parallel_kernel, reordering_kernel
 
 
-@threaded_kernel
+@parallel_kernel
 def _attend(
     value: np.ndarray, levels: np.ndarray, places: np.ndarray, weights: np.ndarray, maps: np.ndarray,
-    out: np.ndarray, first: int, last: int,
+    out: np.ndarray,
 ) -> None:  # fmt: skip
-    """``out`` (B, Q, H, D) of the batch rows and heads from number `first` to `last`."""
-    num_heads, num_levels, num_points = weights.shape[2:]
-    num_maps = value.shape[0] // weights.shape[0]
+    """Fill ``out`` (B, Q, H, D); a thread takes whole heads."""
+    num_rows, _, num_heads, num_levels, num_points = weights.shape
+    num_maps = value.shape[0] // num_rows
     per_slot = num_points // maps.shape[2]
     kind = value.dtype.type
     one, two, half = kind(1), kind(2), kind(0.5)
-    for task in range(first, last):
+    for task in numba.prange(num_rows * num_heads):
         row, head = task // num_heads, task % num_heads
         for query in range(weights.shape[1]):
             total = out[row, query, head]
@@ -70,19 +69,19 @@ def _dot(first: np.ndarray, second: np.ndarray) -> float:
     return total
 
 
-@threaded_kernel
+@parallel_kernel
 def _differentiate(
     grad_out: np.ndarray, value: np.ndarray, levels: np.ndarray, places: np.ndarray, weights: np.ndarray,
     maps: np.ndarray, grad_value: np.ndarray, grad_places: np.ndarray, grad_weights: np.ndarray,
-    needs_value: bool, needs_sampling: bool, first: int, last: int,
+    needs_value: bool, needs_sampling: bool,
 ) -> None:  # fmt: skip
-    """Gradients of the batch rows and heads from number `first` to `last`, which meet those of no other number."""
-    num_heads, num_levels, num_points = weights.shape[2:]
-    num_maps = value.shape[0] // weights.shape[0]
+    """Add to the gradients; a thread takes whole heads, whose gradients meet those of no other."""
+    num_rows, _, num_heads, num_levels, num_points = weights.shape
+    num_maps = value.shape[0] // num_rows
     per_slot = num_points // maps.shape[2]
     kind = value.dtype.type
     zero, one, two, half = kind(0), kind(1), kind(2), kind(0.5)
-    for task in range(first, last):
+    for task in numba.prange(num_rows * num_heads):
         row, head = task // num_heads, task % num_heads
         for query in range(weights.shape[1]):
             grad = grad_out[row, query, head]
@@ -155,7 +154,7 @@ def forward(
         *_arrays(dtype, locations, weights),
         _maps(map_idx, value, weights),
     )
-    _share_out(_attend, batch * heads, *arrays, out.numpy())
+    _attend(*arrays, out.numpy())
     return out.flatten(2).to(value.dtype)
 
 
@@ -194,33 +193,12 @@ def backward(
         *_arrays(dtype, grad_out.view(*weights.shape[:3], value.shape[3]), value), _levels(shapes),
         *_arrays(dtype, locations, weights), _maps(map_idx, value, weights), *(grad.numpy() for grad in grads),
     )  # fmt: skip
-    tasks = weights.shape[0] * weights.shape[2]
-    _share_out(_differentiate, tasks, *arrays, needs_value, needs_sampling)
+    _differentiate(*arrays, needs_value, needs_sampling)
     cast = [
         grad.to(x.dtype) if is_wanted else x.new_empty(0)
         for grad, (x, is_wanted) in zip(grads, wanted, strict=True)
     ]
     return cast[0], cast[1], cast[2]
-
-
-def _share_out(function: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
-    """Call `function` for tasks 0 to `num_tasks`, a stretch of them in each thread.
-
-    Threads are made for each call: they cost microseconds, and unlike a pool's they survive no fork half alive.
-    """
-    if num_tasks == 0:
-        return
-    num_threads = min(torch.get_num_threads(), num_tasks)
-    bounds = [num_tasks * number // num_threads for number in range(num_threads + 1)]
-    threads = [
-        threading.Thread(target=function, args=(*arguments, bounds[number], bounds[number + 1]))
-        for number in range(1, num_threads)
-    ]
-    for thread in threads:
-        thread.start()
-    function(*arguments, bounds[0], bounds[1])
-    for thread in threads:
-        thread.join()
 
 
 def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:

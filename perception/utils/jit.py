@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import torch
+
+_POOL = threading.Lock()
+_IMPORTED_BY = os.getpid()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,13 +28,32 @@ def kernel(function: F) -> F:
     return _compile(function)
 
 
-def threaded_kernel(function: F) -> F:
-    """As `kernel`, and other threads may run while the function does."""
-    return _compile(function, nogil=True)
+def parallel_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `kernel`, its loops over ``numba.prange`` shared out among as many threads as torch has; others may run too.
+
+    In a forked child one thread does it all: the parent's threads are not there, and numba would end the process.
+    """
+    together = _compile(function, nogil=True, parallel=True)
+    # numba's cache knows a function by its name: under one name, one machine code would be taken for the other.
+    namesake = types.FunctionType(function.__code__, function.__globals__)
+    namesake.__qualname__ = f"{function.__qualname__}_alone"
+    alone = _compile(namesake, nogil=True)
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        if num_threads == 1 or os.getpid() != _IMPORTED_BY:
+            return alone(*arguments)
+        # One of numba's pools, which it takes where there is no OpenMP, can't be entered twice.
+        with _POOL:
+            numba.set_num_threads(num_threads)
+            return together(*arguments)
+
+    return run
 
 
 def reordering_kernel(function: F) -> F:
-    """As `threaded_kernel`, and sums may be added in another order, so by vectors.
+    """As `kernel`, and sums may be added in another order, so by vectors.
 
     Their length is the machine's, so that last bits differ between machines.
     """
