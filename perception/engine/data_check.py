@@ -9,6 +9,9 @@ from perception.config import ConfigError
 from perception.engine.vocabulary import check_classes
 from perception.models.camera_projection import pillar_points, project_pillars
 from perception.structures import BEVGrid
+from perception.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 _CELLS = 50  # along each axis: fine enough to find overlaps, coarse enough for hundreds of scenes in seconds
 
@@ -45,7 +48,10 @@ def check_cameras(model: Any, datasets: Mapping[str, Any]) -> None:
     grid = BEVGrid.from_range(encoder.grid.pc_range, _CELLS, _CELLS)
     points = pillar_points(grid, encoder.ref_3d.shape[1])
     for name, dataset in datasets.items():
-        for token, lidar2img, size in getattr(dataset, "read_cameras", tuple)():
+        if not hasattr(dataset, "read_cameras"):
+            continue
+        token = None
+        for token, lidar2img, size in dataset.read_cameras():
             cameras = torch.from_numpy(lidar2img).float()[None]
             _, mask = project_pillars(points, cameras, (size[1], size[0]))
             found = int(mask.any(dim=-1).sum(dim=1).max())
@@ -55,3 +61,9 @@ def check_cameras(model: Any, datasets: Mapping[str, Any]) -> None:
                     f"cameras see one BEV cell. Set it to {found}, or to None (every camera)"
                 )
                 raise ConfigError("The config has 1 problem:", problems=[problem])
+        if token is None:
+            logger.warning(
+                "%s: its index names no image sizes, so how many cameras see a cell was not checked against "
+                "model.bev_encoder.max_cameras_per_cell = %d; `perception data prepare` writes them",
+                name, allowed,
+            )  # fmt: skip

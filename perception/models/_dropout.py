@@ -9,9 +9,10 @@ _LEVELS = 1 << 16  # of the 16-bit numbers that decide
 class Dropout(nn.Dropout):
     """`nn.Dropout`, with a mask that costs a quarter on a CPU.
 
-    torch draws one number per element there, one after the other; this draws 64 bits for four elements. The probability
-    is therefore rounded to multiples of 2⁻¹⁶, and what is kept is scaled by exactly the inverse of its share. Elsewhere
-    and in compiled graphs it is torch's own. The numbers come from torch's global generator in any case.
+    torch draws one number per element there, one after the other; this draws 64 bits for four elements. The
+    probability is therefore rounded to multiples of 2⁻¹⁶, and what is kept is scaled by the inverse of its share,
+    rounded to the dtype (bfloat16: within 0.4 %). Elsewhere and in compiled graphs it is torch's own. The numbers
+    come from torch's global generator in any case.
 
     Example:
         >>> Dropout(0.1).eval()(torch.ones(2))

@@ -58,7 +58,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 def _attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, sees: Tensor | None, p: float) -> Tensor:
     # In pieces, as every allocation of more than 32 MB would come from the system, page by page.
-    pieces = max(1, _PIECE // (query.shape[-2] * key.shape[-2]))  # heads at once
+    pieces = max(1, _PIECE // max(1, query.shape[-2] * key.shape[-2]))  # heads at once
     queries, keys, values = (x.flatten(0, 1).split(pieces) for x in (query, key, value))
     attended = [_attend_piece(q, k, v, sees, p) for q, k, v in zip(queries, keys, values, strict=True)]
     return torch.cat(attended).view(value.shape)

@@ -102,6 +102,8 @@ def _reference(
     grid = (2 * sampling_locations.to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B*H, L, P, Q, 2)
     weights = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B*H, L, P, Q)
     if map_idx is not None:
+        if not torch.compiler.is_compiling():  # which exports count as
+            deformable_attention_op.check_map_idx(map_idx, maps.shape[2])
         grid = torch.cat([grid, _depths(map_idx, maps.shape[2], heads, grid)], dim=-1)  # (B*H, L, P, Q, 3)
 
     out = maps.new_zeros(batch * heads, channels, queries)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perception.ops.deformable_attention_op import check_map_idx
 from perception.utils.jit import parallel_kernel, reordering_kernel
 
 
@@ -208,11 +209,7 @@ def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
 def _maps(map_idx: Tensor | None, value: Tensor, weights: Tensor) -> np.ndarray:
     if map_idx is None:
         return np.zeros((*weights.shape[:2], 1), dtype=np.int64)
-    num_maps = len(value) // len(weights)
-    if map_idx.numel() and not 0 <= int(map_idx.min()) <= int(map_idx.max()) < num_maps:
-        raise ValueError(
-            f"map_idx must be in 0..{num_maps - 1}, found {int(map_idx.min())}..{int(map_idx.max())}"
-        )
+    check_map_idx(map_idx, len(value) // len(weights))
     return map_idx.numpy()
 
 

@@ -68,6 +68,14 @@ def deformable_attention_backward(
     )
 
 
+def check_map_idx(map_idx: Tensor, num_maps: int) -> None:
+    """Refuse, on a CPU, numbers beyond 0..num_maps - 1 with ValueError; on CUDA looking would stop the stream."""
+    if map_idx.is_cpu and map_idx.numel() and not 0 <= int(map_idx.min()) <= int(map_idx.max()) < num_maps:
+        raise ValueError(
+            f"map_idx must be in 0..{num_maps - 1}, found {int(map_idx.min())}..{int(map_idx.max())}"
+        )
+
+
 def _contiguous(map_idx: Tensor | None) -> Tensor | None:
     return None if map_idx is None else map_idx.contiguous()
 

@@ -48,3 +48,11 @@ def test_every_camera_is_always_enough(allowed):
 def test_enough_slots_pass():
     check_cameras(make_model(2), {"train_dataloader": Rigs(RING), "val_dataloader": object()})
     check_cameras(SimpleNamespace(), {"train_dataloader": Rigs(SAME)})
+
+
+def test_a_data_set_without_image_sizes_is_named_as_not_checked(caplog):
+    with caplog.at_level("WARNING", logger="perception"):
+        check_cameras(make_model(2), {"train_dataloader": Rigs(RING)})
+        assert not caplog.records
+        check_cameras(make_model(2), {"val_dataloader": Rigs()})
+    assert "val_dataloader: its index names no image sizes" in caplog.text

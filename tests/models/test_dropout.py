@@ -68,6 +68,11 @@ def test_equals_torchs_attention(is_masked):
     torch.testing.assert_close(ours(located, content, sees), expected)
 
 
+def test_no_queries_are_no_error():
+    _, ours = attentions(0.4)
+    assert ours(torch.randn(2, 0, 16), torch.randn(2, 0, 16)).shape == (2, 0, 16)
+
+
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_dropped_weights_are_those_of_the_mask(is_masked, monkeypatch):
     """With the mask known, the definition in float64 gives the same output and gradients; in pieces of one head too."""

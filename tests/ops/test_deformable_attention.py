@@ -209,11 +209,14 @@ def test_contradicting_shapes_are_named(change, message):
         (6, torch.full((2, 5, 1), -1), r"map_idx must be in 0\.\.2, found -1\.\.-1"),
     ],
 )
-def test_maps_that_do_not_fit_are_named(rows, map_idx, message):
+@pytest.mark.parametrize("implementation", ["numba", "reference"])
+def test_maps_that_do_not_fit_are_named(rows, map_idx, message, implementation):
     _, shapes, locations, weights = make_inputs()
     value = make_inputs(batch=rows)[0]
     with pytest.raises(ValueError, match=message):
-        multi_scale_deformable_attention(value, shapes, locations, weights, map_idx.long())
+        multi_scale_deformable_attention(
+            value, shapes, locations, weights, map_idx.long(), implementation=implementation
+        )
 
 
 def test_the_number_of_threads_does_not_matter():
