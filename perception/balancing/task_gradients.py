@@ -3,10 +3,12 @@
 Legend: T tasks, n parameters, P their elements in all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from perception.balancing.gradient_sketch import GradientSketch
 
 _CHUNK = 1 << 13  # columns per float32 product; the partial Gram matrices are added in float64
 
@@ -21,6 +23,9 @@ class TaskGradients:
     With features in front of the parameters, the Gram matrix is over these alone, and they are never a task's own.
 
     The memory can be used again by `restart`; a fresh T × P block per update would cost more than the Gram matrix.
+
+    On many ranks each may keep a part of the columns alone (`keep_part`). Its Gram matrix is then the part's, and the
+    sum of all ranks' is that of whole gradients; an update must be put together from the ranks' parts (`gather`).
 
     Args:
         parameters: n trainable parameters (features first) on one device.
@@ -56,6 +61,8 @@ class TaskGradients:
         self._is_stale = torch.ones(num_tasks, len(sizes), dtype=torch.bool)
         self._factors = torch.ones(num_tasks, dtype=torch.float64)
         self.reached = torch.zeros(num_tasks, len(sizes), dtype=torch.bool)
+        self._part: Tensor | None = None
+        self._ranges: list[tuple[int, int]] = [(0, sum(sizes))]  # the columns that `held` has
 
     @property
     def rows(self) -> Tensor:
@@ -69,8 +76,30 @@ class TaskGradients:
     def rows(self, rows: Tensor) -> None:
         self._rows = rows
 
+    @property
+    def held(self) -> Tensor:
+        """(T, S): the part that `keep_part` was given, else all `rows`. Like these, without factors."""
+        return self.rows if self._part is None else self._part
+
+    def row(self, task_idx: int) -> Tensor:
+        """(P,), one task's of `rows`; the others may still be under way."""
+        for number in self._is_stale[task_idx].nonzero().flatten().tolist():
+            self._rows[task_idx, self._columns[number]] = 0.0
+        self._is_stale[task_idx] = False
+        return self._rows[task_idx]
+
+    def keep_part(self, part: Tensor, ranges: Sequence[tuple[int, int]]) -> None:
+        """From now on to `restart`, know some columns alone.
+
+        Args:
+            part: (T, S).
+            ranges: S ascending columns (start, end) in all.
+        """
+        self._part, self._ranges = part, list(ranges)
+
     def restart(self) -> None:
         """Forget the gradients and keep their memory."""
+        self._part, self._ranges = None, [(0, self._rows.shape[1])]
         self._is_stale |= self.reached
         self._factors.fill_(1.0)
         self.reached = torch.zeros_like(self.reached)
@@ -105,12 +134,12 @@ class TaskGradients:
         ]
 
     def gram(self, present: Tensor) -> Tensor:
-        """(T, T) float64 inner products over the shared parameters, on the CPU.
+        """(T, T) float64 inner products over the shared parameters (and held columns), on the CPU.
 
         Args:
             present: (T,) bool; absent tasks have zeros.
         """
-        rows = self.rows
+        rows = self.held
         total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
         for start, end in self._runs(self.shared(present)):
             whole = start + (end - start) // _CHUNK * _CHUNK
@@ -123,25 +152,41 @@ class TaskGradients:
         factors = self._masked_factors(present)
         return factors[:, None] * total.cpu() * factors
 
-    def combine(self, coefficients: Tensor, present: Tensor, *, scale_heads: bool) -> list[Tensor | None]:
+    def sketch(self, sketch: GradientSketch, present: Tensor) -> Tensor:
+        """(T, k) float64, on the CPU: what gives nearly the same inner products as `gram`; 0 for absent tasks."""
+        chosen = torch.zeros(self._rows.shape[1], dtype=torch.bool)
+        for start, end in self._runs(self.shared(present)):
+            chosen[start:end] = True
+        sketched = sketch(self.rows, chosen.to(self._rows.device)).cpu()
+        return sketched * self._masked_factors(present)[:, None]
+
+    def combine(
+        self,
+        coefficients: Tensor,
+        present: Tensor,
+        *,
+        scale_heads: bool,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Tensor | None]:
         """The update of each parameter: the sum of c_t g_t.
 
         Args:
             coefficients: (T,).
             present: (T,) bool.
             scale_heads: whether a parameter of one task alone is scaled by that task's coefficient too.
+            gather: (S,) → (P,), from the ranks' parts of a vector to the whole.
 
         Returns:
             n tensors of the parameters' shapes and strides; None for a parameter that no present task reaches.
         """
-        rows, mask = self.rows, present.cpu()
+        rows, mask = self.held, present.cpu()
         factors = self._masked_factors(mask)
         totals = torch.where(mask, coefficients.detach().cpu().double() * factors, 0.0)
-        update = totals.to(rows) @ rows  # (P,)
+        update = totals.to(rows) @ rows  # (S,)
         if not scale_heads:
             for start, end in self._runs(self._own(mask)):
                 update[start:end] = factors.to(rows) @ rows[:, start:end]
-        return self._split(update, mask)
+        return self._split(update if gather is None else gather(update), mask)
 
     def combine_blocks(
         self, combine_block: Callable[[Tensor, Tensor], Tensor], present: Tensor, *, scale_heads: bool
@@ -166,19 +211,20 @@ class TaskGradients:
         self._factors *= factors.detach().cpu()
 
     def bad_rows(self) -> list[int]:
-        """Tasks whose gradient is not finite."""
-        rows = self.rows
+        """Tasks whose gradient, as far as it is held, is not finite."""
+        rows = self.held
         # A sum is finite only if all its terms are. It is one pass without temporaries, and may overflow: look closer.
         suspects = (~rows.sum(dim=1).isfinite()).nonzero().flatten().tolist()
         return [task_idx for task_idx in suspects if not bool(rows[task_idx].isfinite().all())]
 
     def bad_parameters(self) -> list[int]:
-        """Parameters for which some task's gradient is not finite."""
-        rows = self.rows
+        """Parameters for which some task's gradient, as far as it is held, is not finite."""
+        is_finite = self.held.isfinite().all(dim=0)
+        numbers = torch.arange(len(self._columns))
         return [
             number
-            for number, columns in enumerate(self._columns)
-            if not bool(rows[:, columns].isfinite().all())
+            for number in numbers.tolist()
+            if not all(bool(is_finite[start:end].all()) for start, end in self._runs(numbers == number))
         ]
 
     def _masked_factors(self, present: Tensor) -> Tensor:
@@ -197,7 +243,7 @@ class TaskGradients:
         return own
 
     def _runs(self, chosen: Tensor) -> list[tuple[int, int]]:
-        """Column ranges of the chosen parameters, neighbours joined."""
+        """Columns of `held` that belong to the chosen parameters, neighbours joined."""
         runs: list[tuple[int, int]] = []
         for columns, is_chosen in zip(self._columns, chosen.tolist(), strict=True):
             if not is_chosen:
@@ -206,7 +252,7 @@ class TaskGradients:
                 runs[-1] = (runs[-1][0], columns.stop)
             else:
                 runs.append((columns.start, columns.stop))
-        return runs
+        return runs if self._part is None else list(_clip(runs, self._ranges))
 
     def _split(self, update: Tensor, mask: Tensor) -> list[Tensor | None]:
         is_reached = self.reached[mask].any(dim=0).tolist()
@@ -214,3 +260,14 @@ class TaskGradients:
             self._shaped(update, number).to(parameter.dtype) if is_reached[number] else None
             for number, parameter in enumerate(self.parameters)
         ]
+
+
+def _clip(runs: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of the runs lies in the ranges, counted as if these stood one after the other."""
+    offset = 0
+    for first, last in ranges:
+        for start, end in runs:
+            low, high = max(start, first), min(end, last)
+            if low < high:
+                yield offset + low - first, offset + high - first
+        offset += last - first

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from perception.balancing import Balancer
+from perception.balancing.gradient_sketch import GradientSketch
 from perception.balancing.shared_features import SharedFeatures
 from perception.balancing.step_report import describe_gram
 from perception.balancing.task_gradients import TaskGradients
-from perception.engine.collectives import any_over_ranks, sum_over_ranks
+from perception.engine.collectives import any_over_ranks, sum_over_ranks, world_size
 from perception.engine.gradient_sources import (
     FeatureSource,
     LastLayerSource,
@@ -22,6 +23,8 @@ from perception.engine.gradient_sources import (
     ReusedSource,
     SummedSource,
     add_gradient,
+    keep_parts,
+    row_exchange,
 )
 from perception.engine.group_source import GroupSource
 from perception.engine.loss_check import LossCheck
@@ -50,6 +53,7 @@ class BalancedBackward:
         gram_interval: updates between measurements of cosines where the method has no Gram matrix; 0: never.
         bucket_mb: largest message between ranks, MiB.
         accumulative_counts: micro-batches per update.
+        sketch_size: numbers per task from which the Gram matrix is estimated; 0: it is exact.
 
     Raises:
         ValueError: an argument is outside its choices, or does not go with the balancer.
@@ -64,13 +68,15 @@ class BalancedBackward:
         gram_interval: int,
         bucket_mb: float,
         accumulative_counts: int = 1,
+        sketch_size: int = 0,
     ) -> None:
-        check_options(balancer, gradient_source, interval, gram_interval, accumulative_counts)
+        check_options(balancer, gradient_source, interval, gram_interval, accumulative_counts, sketch_size)
         self.balancer = balancer
         self.gradient_source = gradient_source
         self.interval = interval
         self.gram_interval = gram_interval
         self.bucket_mb = bucket_mb
+        self.sketch_size = sketch_size
         self.num_updates = 0
         self.task_names: tuple[str, ...] = ()
         self._model: nn.Module | None = None
@@ -78,6 +84,7 @@ class BalancedBackward:
         self._last_layer: list[Tensor] = []
         self._kpi_metrics: Mapping[str, Sequence[str]] = {}
         self._is_prepared = False
+        self._seed = 0
         self._loss_check = LossCheck()
         self._main: _Source | None = None
         self._reused: ReusedSource | None = None
@@ -112,6 +119,7 @@ class BalancedBackward:
         """
         self.task_names = tuple(task_names)
         self._model = model
+        self._seed = seed
         self.balancer.adopt(model)
         self.balancer.setup(self.task_names, max_epochs=max_epochs, total_steps=total_steps, seed=seed)
         self._kpi_metrics = getattr(model, KPIS, {})
@@ -295,7 +303,8 @@ class BalancedBackward:
             return FeatureSource(self.balancer, parameters, self._features, bucket_mb=self.bucket_mb)
         if self.gradient_source == "last_layer":
             return LastLayerSource(self.balancer, parameters, self._last_layer, bucket_mb=self.bucket_mb)
-        return ParameterSource(self.balancer, parameters, num_tasks)
+        sketch = GradientSketch(size=self.sketch_size, seed=self._seed) if self.sketch_size else None
+        return ParameterSource(self.balancer, parameters, num_tasks, bucket_mb=self.bucket_mb, sketch=sketch)
 
     def _watch(self, step: MicroStep, parameters: Sequence[Tensor]) -> dict[str, Any]:
         if self.balancer.needs_gram:
@@ -303,10 +312,13 @@ class BalancedBackward:
         gradients = TaskGradients(parameters, len(step.present))
         for task in step.losses:
             add_gradient(gradients, step, task, retain_graph=True)
-        gradients.rows = sum_over_ranks(gradients.rows)
         gradients.reached = any_over_ranks(gradients.reached)
+        if world_size() > 1:
+            exchange = row_exchange(gradients, bucket_mb=self.bucket_mb)
+            tasks = step.present.nonzero().flatten().tolist()
+            keep_parts(gradients, exchange, {task: exchange.start(gradients.row(task)) for task in tasks})
         # Of this micro-batch, not of its part in the window's mean.
-        gram = gradients.gram(step.present) / (step.factor * step.loss_scale) ** 2
+        gram = sum_over_ranks(gradients.gram(step.present)) / (step.factor * step.loss_scale) ** 2
         if not bool(gram.isfinite().all()):
             return {}  # an overflow: the update will be dropped and nothing reported
         return describe_gram(step.losses.task_names, gram, step.present, torch.ones(len(gram)))
@@ -332,6 +344,7 @@ def check_options(
     interval: int = 1,
     gram_interval: int = 0,
     accumulative_counts: int = 1,
+    sketch_size: int = 0,
 ) -> None:
     """Refuse options that are outside their choices, or do not go with the balancer.
 
@@ -372,9 +385,17 @@ def check_options(
             f"{balancer} gives each group of tasks features and last layers of its own, so gradients there compare "
             f"nothing; it needs gradient_source='parameters', got {gradient_source!r}"
         )
+    if sketch_size < 0:
+        raise ValueError(f"sketch_size is {sketch_size}; allowed: 0 (exact), or numbers per task, as 65536")
+    if sketch_size and (not balancer.needs_gram or gradient_source != "parameters"):
+        raise ValueError(
+            f"sketch_size={sketch_size} estimates the Gram matrix of all parameters' gradients, which {balancer} with "
+            f"gradient_source={gradient_source!r} does not use; leave it out"
+        )
     is_exact = balancer.needs_gradients or balancer.holds_gradients
-    if is_exact and (gradient_source != "parameters" or interval != 1):
+    if is_exact and (gradient_source != "parameters" or interval != 1 or sketch_size):
         raise ValueError(
             f"{balancer} works on the gradients, element by element or layer by layer: it needs "
-            f"gradient_source='parameters' and interval=1, got {gradient_source!r} and {interval}"
+            f"gradient_source='parameters', interval=1 and sketch_size=0, got {gradient_source!r}, {interval} and "
+            f"{sketch_size}"
         )

@@ -7,18 +7,20 @@ ones are summed over ranks before anything is compared.
 With a loss scale every backward runs on scaled losses, and every Gram matrix and update is that of the unscaled ones.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from perception.balancing import Balancer, TaskLosses
+from perception.balancing.gradient_sketch import GradientSketch
 from perception.balancing.shared_features import SharedFeatures
 from perception.balancing.task_gradients import TaskGradients
 from perception.balancing.task_reach import find_reach
-from perception.engine.collectives import any_over_ranks, from_first_rank, sum_over_ranks
+from perception.engine.collectives import any_over_ranks, from_first_rank, sum_over_ranks, world_size
 from perception.engine.gradient_sync import sum_gradients_over_ranks
+from perception.engine.row_exchange import RowExchange
 
 NonFinite = tuple[list[int], list[int]]
 """Indices of the tasks, and of the parameters, whose gradients are not finite."""
@@ -35,6 +37,7 @@ class MicroStep:
         present: (T,) bool, globally.
         factor: 1 / number of micro-batches in the window.
         loss_scale: what losses are multiplied by before a backward; the same in the whole window.
+        ends_window: whether no other micro-batch follows in the window, as far as that is known.
     """
 
     losses: TaskLosses
@@ -43,6 +46,7 @@ class MicroStep:
     present: Tensor
     factor: float
     loss_scale: float = 1.0
+    ends_window: bool = False
 
     def local_share(self, task: str) -> Tensor:
         """This rank's part of a task's loss in the window's mean, scaled, at least float32."""
@@ -93,24 +97,44 @@ class SummedSource:
 
 
 class ParameterSource:
-    """One backward per task, gradients held per task: the exact Gram matrix of the window's global gradients.
+    """One backward per task, gradients held per task: the Gram matrix of the window's global gradients.
 
-    The window's losses are weighed and combined once, at its end.
+    The window's losses are weighed and combined once, at its end. On many ranks each keeps a part of every task's
+    global gradient, multiplies it, and the parts' T x T products are added: the exact Gram matrix without any rank
+    holding another's gradients. A task's gradient is sent while the next task's backward runs. The parts' combination
+    is put together to the update: in all (T + 1) / 2 times the bytes of plain training's one all-reduce.
+
+    With a sketch the Gram matrix is nearly that (see `GradientSketch`), and one all-reduce of the combined local
+    gradients is left. A method that reads the gradients themselves gets whole ones, by T all-reduces.
 
     Args:
         balancer: its `combine` gets the Gram matrix, its `combine_block` the gradients if it wants them.
         parameters: n trainable parameters.
         num_tasks: T.
+        bucket_mb: largest message between ranks, MiB.
+        sketch: None: exact.
 
     Attributes:
         coefficients: (T,) of the last window, NaN for a task that was absent; None before the first.
     """
 
-    def __init__(self, balancer: Balancer, parameters: Sequence[Tensor], num_tasks: int) -> None:
+    def __init__(
+        self,
+        balancer: Balancer,
+        parameters: Sequence[Tensor],
+        num_tasks: int,
+        *,
+        bucket_mb: float,
+        sketch: GradientSketch | None = None,
+    ) -> None:
         self.balancer = balancer
         self.parameters = list(parameters)
         self.num_tasks = num_tasks
+        self.bucket_mb = bucket_mb
+        self.sketch = sketch
         self.coefficients: Tensor | None = None
+        self._exchange: RowExchange | None = None
+        self._pending: dict[int, Callable[[], Tensor]] = {}
         self._gradients: TaskGradients | None = None
         self._has_steps = False
         self._clear()
@@ -118,6 +142,7 @@ class ParameterSource:
     def _clear(self) -> None:
         if self._gradients is not None:
             self._gradients.restart()
+        self._pending = {}
         self._has_steps = False
         self._losses = torch.zeros(self.num_tasks, dtype=torch.float64)
         self._present = torch.zeros(self.num_tasks, dtype=torch.bool)
@@ -126,46 +151,75 @@ class ParameterSource:
         """One backward per local task."""
         if self._gradients is None:
             self._gradients = TaskGradients(self.parameters, self.num_tasks)
+            keeps_parts = world_size() > 1 and not self._reads_gradients and self.sketch is None
+            self._exchange = row_exchange(self._gradients, bucket_mb=self.bucket_mb) if keeps_parts else None
         self._has_steps = True
-        tasks = list(step.losses)
-        for task in tasks:
-            add_gradient(self._gradients, step, task, retain_graph=task is not tasks[-1])
         self._losses += step.global_losses * step.factor
         self._present |= step.present
+        tasks = [task for task in step.losses.task_names if task in step.losses]
+        for task_idx, task in enumerate(step.losses.task_names):
+            if task in tasks:
+                add_gradient(self._gradients, step, task, retain_graph=task is not tasks[-1])
+            if step.ends_window and self._present[task_idx]:
+                self._send(task_idx)
         return None
+
+    @property
+    def _reads_gradients(self) -> bool:
+        return self.balancer.needs_gradients or self.balancer.holds_gradients
+
+    def _send(self, task_idx: int) -> None:
+        if self._exchange is not None and self._gradients is not None and task_idx not in self._pending:
+            self._pending[task_idx] = self._exchange.start(self._gradients.row(task_idx))
 
     def finish(self, loss_scale: float) -> NonFinite | None:
         """Combine the global task gradients, unscaled, and leave the update in `p.grad`."""
         gradients, present = self._gradients, self._present
         if gradients is None or not self._has_steps:
             return None
-        gradients.rows = sum_over_ranks(gradients.rows)
         gradients.reached = any_over_ranks(gradients.reached)
-        bad = gradients.bad_rows()
+        if self._exchange is not None:
+            for task_idx in present.nonzero().flatten().tolist():
+                self._send(task_idx)
+            keep_parts(gradients, self._exchange, self._pending)
+        elif self.sketch is None:
+            gradients.rows = sum_over_ranks(gradients.rows)
+        bad = bad_tasks(gradients)
         if bad:
-            result = bad, gradients.bad_parameters()
+            result = bad, bad_parameters(gradients)
             self._clear()
             return result
+        held = gradients.held
         if loss_scale != 1.0:
-            gradients.rows *= 1.0 / loss_scale
+            held *= 1.0 / loss_scale
         weights = from_first_rank(self.balancer.weigh(self._losses, present))
         gradients.scale_(torch.where(present, weights, 0.0))
-        gram = gradients.gram(present) if self.balancer.needs_gram else None
+        gram = self._gram(gradients) if self.balancer.needs_gram else None
         if gram is not None and not bool(gram.isfinite().all()):  # the squares overflowed
             self._clear()
             return (~gram.diagonal().isfinite()).nonzero().flatten().tolist(), []
         self.balancer.observe_gradients(gradients)
         coefficients = from_first_rank(self.balancer.combine(weights * self._losses, present, gram))
-        options = {"scale_heads": self.balancer.scale_heads}
+        scale_heads = self.balancer.scale_heads
         if self.balancer.needs_gradients:
-            update = gradients.combine_blocks(self.balancer.combine_block, present, **options)
+            update = gradients.combine_blocks(self.balancer.combine_block, present, scale_heads=scale_heads)
         else:
-            update = gradients.combine(coefficients, present, **options)
+            gather = None if self._exchange is None else self._exchange.gather
+            update = gradients.combine(coefficients, present, scale_heads=scale_heads, gather=gather)
         for parameter, value in zip(self.parameters, update, strict=True):
             parameter.grad = value
+        if self.sketch is not None:
+            sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
         self.coefficients = torch.where(present, coefficients.double(), torch.nan)
         self._clear()
         return None
+
+    def _gram(self, gradients: TaskGradients) -> Tensor:
+        if self.sketch is not None:
+            sketched = sum_over_ranks(gradients.sketch(self.sketch, self._present))
+            return sketched @ sketched.T
+        gram = gradients.gram(self._present)
+        return gram if self._exchange is None else sum_over_ranks(gram)
 
 
 class FeatureSource:
@@ -362,9 +416,38 @@ def add_gradient(gradients: TaskGradients, step: MicroStep, task: str, *, retain
     gradients.add(step.losses.task_names.index(task), share, retain_graph=retain_graph)
 
 
+def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:
+    """What adds up these gradients over ranks, part by part."""
+    return RowExchange(gradients.rows.shape[1], dtype=gradients.rows.dtype, bucket_mb=bucket_mb)
+
+
+def keep_parts(
+    gradients: TaskGradients, exchange: RowExchange, pending: Mapping[int, Callable[[], Tensor]]
+) -> None:
+    """Leave in `gradients` this rank's part of the ranks' sum.
+
+    Args:
+        gradients: local ones.
+        exchange: what they were sent by.
+        pending: task number → what waits for its part, in the order of sending; the other tasks are zeros.
+    """
+    num_columns = sum(end - start for start, end in exchange.owned)
+    part = gradients.rows.new_zeros(len(gradients.rows), num_columns)
+    for task_idx, wait in pending.items():
+        part[task_idx] = wait()
+    gradients.keep_part(part, exchange.owned)
+
+
+def bad_parameters(gradients: TaskGradients) -> list[int]:
+    """Parameters for which a task's gradient is not finite on any rank; every rank must call this."""
+    flags = torch.zeros(len(gradients.parameters), dtype=torch.bool)
+    flags[gradients.bad_parameters()] = True
+    return any_over_ranks(flags).nonzero().flatten().tolist()
+
+
 def bad_tasks(gradients: TaskGradients) -> list[int]:
     """Tasks whose gradient is not finite on any rank; every rank must call this."""
-    flags = torch.zeros(len(gradients.rows), dtype=torch.bool)
+    flags = torch.zeros(len(gradients.reached), dtype=torch.bool)
     flags[gradients.bad_rows()] = True
     return any_over_ranks(flags).nonzero().flatten().tolist()
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from perception.balancing import TaskGradients
+from perception.balancing.gradient_sketch import GradientSketch
 
 BOTH = torch.tensor([True, True])
 
@@ -96,3 +97,52 @@ def test_large_gradients_are_finite_and_bad_ones_are_found() -> None:
     )
     assert gradients.bad_rows() == [1]
     assert gradients.bad_parameters() == [1]
+
+
+def test_parts_of_the_columns_give_together_what_the_whole_gives() -> None:
+    """As two ranks have them after their exchange, with parts that cut through parameters and a task's own ones."""
+    params, factors = parameters(), torch.tensor([3.0, 0.5], dtype=torch.float64)
+    whole = filled(TaskGradients(params, 2), params, ((0, 1), (0, 2)))
+    whole.scale_(factors)
+    ranges = ([(0, 7), (50, 110)], [(7, 50), (110, 119)])
+    parts = []
+    for owned in ranges:
+        part = filled(TaskGradients(params, 2), params, ((0, 1), (0, 2)))
+        part.keep_part(torch.cat([whole.rows[:, start:end] for start, end in owned], dim=1), owned)
+        part.scale_(factors)
+        parts.append(part)
+    assert_close(parts[0].gram(BOTH) + parts[1].gram(BOTH), whole.gram(BOTH))
+
+    coefficients = torch.tensor([0.7, 1.3], dtype=torch.float64)
+    vectors: list[Tensor] = []
+    for part in parts:
+        part.combine(
+            coefficients, BOTH, scale_heads=False, gather=lambda x: vectors.append(x) or torch.zeros(119)
+        )
+
+    def put_together(_: Tensor) -> Tensor:
+        update = torch.empty(119)
+        for owned, vector in zip(ranges, vectors, strict=True):
+            for (start, end), values in zip(owned, vector.split([e - s for s, e in owned]), strict=True):
+                update[start:end] = values
+        return update
+
+    together = parts[0].combine(coefficients, BOTH, scale_heads=False, gather=put_together)
+    for found, expected in zip(together, whole.combine(coefficients, BOTH, scale_heads=False), strict=True):
+        assert_close(found, expected)
+
+    parts[1].held[1, -1] = torch.nan  # the last parameter's last column
+    assert (parts[0].bad_rows(), parts[0].bad_parameters()) == ([], [])
+    assert (parts[1].bad_rows(), parts[1].bad_parameters()) == ([1], [2])
+    parts[1].restart()
+    assert parts[1].held.shape == (2, 119)
+
+
+def test_a_sketch_is_of_shared_parameters_and_scaled() -> None:
+    params, factors = parameters(), torch.tensor([3.0, 0.5], dtype=torch.float64)
+    gradients = filled(TaskGradients(params, 2), params, ((0, 1), (0, 2)))
+    gradients.scale_(factors)
+    sketched = gradients.sketch(GradientSketch(size=200, seed=0), BOTH)  # more than there are columns: exact
+    assert_close(sketched @ sketched.T, gradients.gram(BOTH), rtol=1e-6, atol=0)
+    one = gradients.sketch(GradientSketch(size=200, seed=0), torch.tensor([True, False]))
+    assert not one.any()  # what one task alone reaches is not shared

@@ -39,6 +39,11 @@ FP16 = {
 
 
 BALANCERS = ("pcgrad", "mgda", "graddrop", "gradnorm", "geometric")
+# In several buckets, and from sketches: those of two ranks add up to the joined batch's.
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "buckets": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__bucket_mb": 1e-4},
+    "sketch": {"optim_wrapper__balancer": "mgda", "optim_wrapper__sketch_size": 64},
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"job": "gradients", "work_dir": f"{folder}/b{name}", "out": f"{folder}/b{name}.pt",
          "changes": sgd(2, **PARTIAL, optim_wrapper__balancer=name)}
         for name in BALANCERS
+    ]  # fmt: skip
+    jobs += [
+        {"job": "gradients", "work_dir": f"{folder}/x{name}", "out": f"{folder}/x{name}.pt",
+         "changes": sgd(2, **PARTIAL, **changes)}
+        for name, changes in EXCHANGES.items()
     ]  # fmt: skip
     jobs += [
         {"job": "evaluate", "work_dir": f"{folder}/e", "out": f"{folder}/eval", "changes": UNEVEN},
@@ -88,6 +98,17 @@ def test_conflicts_are_those_of_the_joined_batch(two: Path, tmp_path: Path, name
     )
     one = torch.load(tmp_path / "one.pt", weights_only=True)
     other = torch.load(two / f"b{name}.pt", weights_only=True)
+    for key, weight in one.items():
+        torch.testing.assert_close(other[key], weight, rtol=5e-6, atol=5e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_ways_of_exchange_do_not_matter(two: Path, tmp_path: Path, name: str) -> None:
+    toy_driver.gradients(
+        tmp_path / "one", out=str(tmp_path / "one.pt"), **sgd(4, **PARTIAL, **EXCHANGES[name])
+    )
+    one = torch.load(tmp_path / "one.pt", weights_only=True)
+    other = torch.load(two / f"x{name}.pt", weights_only=True)
     for key, weight in one.items():
         torch.testing.assert_close(other[key], weight, rtol=5e-6, atol=5e-6, msg=key)
 

@@ -16,9 +16,11 @@ import bev_world
 import grouped_world
 import stream_world
 import torch
+import torch.distributed as dist
 import toy_world
 
 from perception.engine import PerceptionRunner, collectives
+from perception.engine.row_exchange import RowExchange
 
 WORLDS = {"toy": toy_world.config, "bev": bev_world.config, "grouped": grouped_world.config}
 WORLDS["streams"] = stream_world.config
@@ -106,6 +108,18 @@ def refuse(work_dir: str, *, out: str, **changes: Any) -> None:
     Path(f"{out}.{runner.rank}").write_text(message)
 
 
+def exchange(columns: int, *, out: str) -> None:
+    """Two rows under way at once, in small buckets: this rank's of the second, its part of the sum, and the whole."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    rows = torch.randn(2, columns, generator=torch.Generator().manual_seed(collectives.rank()))
+    exchange = RowExchange(columns, dtype=torch.float32, bucket_mb=300 * 4 / 2**20)
+    waits = [exchange.start(row) for row in rows]
+    parts = [wait() for wait in waits]
+    found = {"row": rows[1], "owned": exchange.owned, "part": parts[1], "whole": exchange.gather(parts[1])}
+    torch.save(found, f"{out}.{collectives.rank()}")
+
+
 def main() -> None:
     jobs = {
         "refuse": refuse,
@@ -114,6 +128,7 @@ def main() -> None:
         "evaluate": evaluate,
         "gradients": gradients,
         "score": score,
+        "exchange": exchange,
     }
     for job in json.loads(sys.argv[1]):
         jobs[job.pop("job")](**job.pop("changes", {}), **job)

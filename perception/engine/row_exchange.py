@@ -1,0 +1,118 @@
+"""Long rows summed over ranks, of which each rank keeps a part.
+
+Legend: N ranks, P columns, S columns of this rank's part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from perception.engine.collectives import comm_device, rank, world_size
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    start: int
+    end: int
+    piece: int  # columns of a rank; the last ones may have fewer
+
+    def owned_by(self, owner: int) -> tuple[int, int]:
+        first = min(self.start + owner * self.piece, self.end)
+        return first, min(first + self.piece, self.end)
+
+
+class RowExchange:
+    """Adds (P,) rows over the ranks, part by part, and puts parts together again.
+
+    Columns are dealt out in buckets of N pieces, so that a bucket is sent while the next one is still being made. Each
+    direction sends (N - 1) / N of a row from each rank: half of an all-reduce. gloo's own reduce-scatter moves as much
+    as an all-reduce; there the pieces are swapped and added here, in the order of ranks.
+
+    Args:
+        num_columns: P, the same on every rank.
+        dtype: of the rows.
+        bucket_mb: largest message of a rank, in MiB.
+
+    Attributes:
+        owned: ascending column ranges (start, end) of this rank's part.
+
+    Example:
+        >>> exchange = RowExchange(3, dtype=torch.float32, bucket_mb=25.0)  # on one rank
+        >>> part = exchange.start(torch.tensor([1.0, 2.0, 3.0]))()
+        >>> part.tolist(), exchange.gather(part).tolist()
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    """
+
+    def __init__(self, num_columns: int, *, dtype: torch.dtype, bucket_mb: float) -> None:
+        ranks = world_size()
+        size = max(1, int(bucket_mb * 2**20) // dtype.itemsize // ranks) * ranks
+        self._buckets = [
+            _Bucket(
+                start, min(start + size, num_columns), -(-(min(start + size, num_columns) - start) // ranks)
+            )
+            for start in range(0, num_columns, size)
+        ]
+        self.num_columns = num_columns
+        self.owned = [bucket.owned_by(rank()) for bucket in self._buckets]
+
+    def start(self, row: Tensor) -> Callable[[], Tensor]:
+        """Begin to add a row over ranks. Every rank must call this, with rows in the same order.
+
+        Args:
+            row: (P,), unchanged until the result was fetched.
+
+        Returns:
+            Function that waits, and gives the sum's (S,) on the row's device.
+        """
+        if world_size() == 1:
+            return lambda: row
+        pending = [_start_bucket(self._padded(row, bucket)) for bucket in self._buckets]
+
+        def finish() -> Tensor:
+            pieces = [wait()[: end - first] for wait, (first, end) in zip(pending, self.owned, strict=True)]
+            return torch.cat(pieces).to(row.device)
+
+        return finish
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The whole (P,) of which each rank has its (S,)."""
+        if world_size() == 1:
+            return part
+        device = comm_device()
+        whole = part.new_empty(self.num_columns)
+        pending = []
+        offset = 0
+        for bucket, (first, end) in zip(self._buckets, self.owned, strict=True):
+            piece = part[offset : offset + end - first].to(device)
+            offset += end - first
+            piece = F.pad(piece, (0, bucket.piece - len(piece))).contiguous()
+            received = piece.new_empty(bucket.piece * world_size())
+            pending.append((bucket, received, dist.all_gather_into_tensor(received, piece, async_op=True)))
+        for bucket, received, work in pending:
+            work.wait()
+            whole[bucket.start : bucket.end].copy_(received[: bucket.end - bucket.start])
+        return whole
+
+    def _padded(self, row: Tensor, bucket: _Bucket) -> Tensor:
+        block = row[bucket.start : bucket.end].to(comm_device())
+        return F.pad(block, (0, bucket.piece * world_size() - len(block))).contiguous()
+
+
+def _start_bucket(block: Tensor) -> Callable[[], Tensor]:
+    """Begin to add (N * piece,) blocks over ranks; the function returned waits for this rank's (piece,)."""
+    piece = len(block) // world_size()
+    swaps = dist.get_backend() == "gloo"
+    received = block.new_empty(len(block) if swaps else piece)
+    exchange = dist.all_to_all_single if swaps else dist.reduce_scatter_tensor
+    work = exchange(received, block, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        assert len(block)  # held until here, as it had to be sent
+        return received.view(-1, piece).sum(dim=0)
+
+    return wait
