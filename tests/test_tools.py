@@ -36,6 +36,19 @@ def test_test_takes_the_checkpoint_as_second_word(monkeypatch, nano_options, tmp
     assert str(missing) in capsys.readouterr().err
 
 
+def test_page_shows_the_committed_cameras():
+    result = json.loads(
+        (TOOLS.parent / "docs" / "results" / "bench_cameras.json").read_text(encoding="utf-8")
+    )
+    page = (TOOLS.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        start = f"| {row['bev']} x {row['bev']}, {row['visible']:.0%} |"
+        (line,) = [line for line in page.splitlines() if line.startswith(start)]
+        cell = f"{row['ms_forward']:.0f} / {row['ms_forward_backward']:.0f} ms, {row['mib_kept']:.0f} MiB"
+        column = ["slots", "all", "rebatching", "sorting"].index(row["way"])
+        assert line.split(" | ")[column + 1].removesuffix(" |") == cell
+
+
 @pytest.mark.parametrize("script", ["train.py", "browse_dataset.py", "visualize.py"])
 def test_others_are_the_command_line(monkeypatch, script, tmp_path, capsys):
     assert (

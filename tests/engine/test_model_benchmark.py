@@ -257,7 +257,7 @@ def test_bad_input_is_refused_before_the_model_is_built(tmp_path: Path) -> None:
             benchmark_model(config, device="cuda")
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_nano_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_*_*.json")), ids=lambda path: path.stem)
 def test_committed_pages_are_those_of_their_results(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == step_page(result)

@@ -120,6 +120,17 @@ def exchange(columns: int, *, out: str) -> None:
     torch.save(found, f"{out}.{collectives.rank()}")
 
 
+def methods(precision: str, *, way: str, out: str) -> None:
+    """Ten updates by every method; the main rank writes the weights."""
+    from tests.engine.rank_methods import all_weights
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    weights = all_weights(precision, way)
+    if collectives.rank() == 0:
+        torch.save(weights, out)
+
+
 def main() -> None:
     jobs = {
         "refuse": refuse,
@@ -129,6 +140,7 @@ def main() -> None:
         "gradients": gradients,
         "score": score,
         "exchange": exchange,
+        "methods": methods,
     }
     for job in json.loads(sys.argv[1]):
         jobs[job.pop("job")](**job.pop("changes", {}), **job)
