@@ -11,7 +11,7 @@ from typing import Any
 DRIVER = Path(__file__).with_name("toy_driver.py")
 
 
-def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2) -> None:
+def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150) -> None:
     """Run toy_driver.py on so many ranks and wait; a failure shows the ranks' output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -20,11 +20,11 @@ def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2) -> None:
     for rank in range(num_ranks):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks),
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-               "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+               "PYTHONPATH": os.pathsep.join(sys.path), "TOY_LIMIT_S": str(limit_s)}  # fmt: skip
         command = [sys.executable, str(DRIVER), json.dumps(jobs)]
         processes.append(
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    outputs = [process.communicate(timeout=170)[0] for process in processes]
+    outputs = [process.communicate(timeout=limit_s + 20)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * num_ranks, "\n".join(output[-3000:] for output in outputs)

@@ -15,6 +15,9 @@ GLOBAL_BATCH, STEPS = 4, 10
 ELSEWHERE = ("connection_strength", "cross_stitch", "recon", "recon_scores", "rotograd")
 METHODS = tuple(name for name in balancer_names() if name not in ELSEWHERE)
 COMPARING = tuple(name for name in METHODS if build_balancer(spec_of(name)).needs_gram)
+QUICK = ("sum", "uncertainty", "graddrop", "mgda", "wpcgrad-seg-vel", "mclgs", "amtl")
+TELLING = ("pcgrad", "mgda", "wpcgrad-seg-vel")
+"""With which the conflicts of each rank's own gradients are tried."""
 LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
 
@@ -54,20 +57,21 @@ def weights_after(method: str, precision: str, **options: Any) -> Tensor:
     return torch.stack([*found, _flat(net)])
 
 
-def all_weights(precision: str, way: str) -> dict[str, Tensor]:
-    """`weights_after` of the methods, in one of three ways.
+def all_weights(methods: list[str], precision: str, way: str) -> dict[str, Tensor]:
+    """`weights_after` of some methods, in one of three ways.
 
     Args:
+        methods: their names.
         precision: "float64", "float32" or "bf16".
         way: "exact"; "sketch", with sketches that are exact; "local": conflicts of each rank's own gradients.
     """
     if way == "exact":
-        return {method: weights_after(method, precision) for method in METHODS}
+        return {method: weights_after(method, precision) for method in methods}
     real = gradient_sources.sum_over_ranks, gradient_sources.from_first_rank
     if way == "local":
         gradient_sources.sum_over_ranks = gradient_sources.from_first_rank = lambda values: values
     try:
-        return {method: weights_after(method, precision, sketch_size=LARGE_SKETCH) for method in COMPARING}
+        return {method: weights_after(method, precision, sketch_size=LARGE_SKETCH) for method in methods}
     finally:
         gradient_sources.sum_over_ranks, gradient_sources.from_first_rank = real
 

@@ -120,13 +120,13 @@ def exchange(columns: int, *, out: str) -> None:
     torch.save(found, f"{out}.{collectives.rank()}")
 
 
-def methods(precision: str, *, way: str, out: str) -> None:
-    """Ten updates by every method; the main rank writes the weights."""
+def methods(names: list[str], *, precision: str, way: str, out: str) -> None:
+    """Ten updates by each method; the main rank writes the weights."""
     from tests.engine.rank_methods import all_weights
 
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    weights = all_weights(precision, way)
+    weights = all_weights(names, precision, way)
     if collectives.rank() == 0:
         torch.save(weights, out)
 
@@ -147,5 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.alarm(150)
+    signal.alarm(int(os.environ.get("TOY_LIMIT_S", "150")))
     main()
