@@ -29,6 +29,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _REPOSITORY_FILE = re.compile(r"(?:tools|perception|configs|tests|docs|projects)/[\w./-]+\.\w+")
 _FILES = {"model.safetensors", "model.pth"}
 _LAUNCHER = "-m perception.cli.main "
+_SLURM = re.compile(r"sbatch .*?tools/slurm_train\.sh (.*)")
 _DIST_TRAIN = re.compile(r"bash tools/dist_train\.sh (\S+) \S+(.*)")
 
 
@@ -50,6 +51,8 @@ def as_command(snippet: str) -> str | None:
     by_ranks = _DIST_TRAIN.fullmatch(line)
     if by_ranks:
         return f"perception train {by_ranks[1]}{by_ranks[2]}"
+    if by_slurm := _SLURM.fullmatch(line):
+        return f"perception train {by_slurm[1]}"
     if _LAUNCHER in line:
         return "perception " + line.partition(_LAUNCHER)[2]
     return line if line.startswith("perception ") else None
@@ -109,12 +112,14 @@ def test_the_extraction_finds_what_it_should(tmp_path: Path) -> None:
     page.write_text(
         "See `perception check bevformer_nano`.\n```\nperception train bevformer_nano \\\n  --set a=1  # why\n"
         "bash tools/dist_train.sh bevformer_tiny 8 --dry-run\npython -m x -m perception.cli.main test r\n"
+        "sbatch --nodes 2 tools/slurm_train.sh bevformer_tiny --resume\n"
         "$ perception check nano --set b=1\nperception: error: no\n```\n"
     )
     assert [(" ".join(command.split()), wrong) for command, wrong in commands(page)] == [
         ("perception train bevformer_nano --set a=1", False),
         ("perception train bevformer_tiny --dry-run", False),
         ("perception test r", False),
+        ("perception train bevformer_tiny --resume", False),
         ("perception check nano --set b=1", True),
         ("perception check bevformer_nano", False),
     ]

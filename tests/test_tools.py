@@ -1,12 +1,16 @@
 """The scripts for people with MM habits: their own words, and then the command line's answers."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from perception.cli.main import build_parser
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -112,3 +116,69 @@ def test_bench_cameras_measures_ways_that_agree(monkeypatch, tmp_path):
     ]
     assert all(0 < row["visible"] < 1 and row["mib_kept"] > 0 for row in rows)
     assert run(monkeypatch, "bench_cameras.py", "--views", "130") == 2
+
+
+SLURM_STUBS = {
+    "srun": """echo "srun $1" >> "$RECORD"
+shift
+SLURM_PROCID=3 SLURM_LOCALID=1 exec "$@" """,
+    "scontrol": """echo "scontrol $*" >> "$RECORD"
+if [ "$1" = show ]; then printf 'node7\\nnode8\\n'; fi""",
+    "py": """echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $$" >> "$RECORD"
+printf '%s\\n' "$@" > "$RECORD.words"
+exit "$CODE" """,
+}
+
+
+def sbatch(tmp_path: Path, *words: str, code: int = 0) -> tuple[int, list[str]]:
+    """Run the SLURM script on stand-ins for SLURM and Python; its exit code, and what they were told."""
+    for name, text in SLURM_STUBS.items():
+        stub = tmp_path / name
+        stub.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        stub.chmod(0o755)
+    record = tmp_path / "record"
+    job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "40123", "SLURM_NTASKS": "4",
+           "SLURM_NTASKS_PER_NODE": "2", "PYTHON": str(tmp_path / "py"), "RECORD": str(record), "CODE": str(code),
+           "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    command = ["bash", str(TOOLS / "slurm_train.sh"), *words]
+    done = subprocess.run(
+        command, cwd=TOOLS.parent, env={**os.environ, **job}, capture_output=True, text=True
+    )
+    return done.returncode, record.read_text().splitlines() if record.exists() else [done.stderr]
+
+
+def test_slurm_script_starts_ranks_that_the_command_line_understands(tmp_path):
+    words = ["bevformer_tiny", "--work-dir", "a folder", "--set", "train_cfg.max_epochs=2"]
+    assert sbatch(tmp_path, *words)[0] == 0
+    sent = (tmp_path / "record.words").read_text().splitlines()
+    assert sent[:2] == ["-m", "perception.cli.main"]
+    args = build_parser().parse_args(sent[2:])
+    assert (args.config, args.work_dir, args.resume) == ("bevformer_tiny", "a folder", True)
+    assert args.overrides == ["train_cfg.max_epochs=2"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_slurm_script_queues_again_only_what_was_saved(tmp_path, code):
+    found, record = sbatch(tmp_path, "bevformer_tiny", code=code)
+    assert found == code
+    assert record[:2] == ["scontrol show hostnames node[7-8]", "srun --kill-on-bad-exit=1"]
+    assert record[2].startswith("3 1 4 2 node7 20123 ")
+    assert record[3:] == (["scontrol requeue 40123"] if code == 143 else [])
+
+
+@pytest.mark.parametrize("script", sorted(TOOLS.glob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts_are_whole(script):
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert os.access(script, os.X_OK)
+
+
+def test_slurm_script_without_a_config_tells_how(tmp_path):
+    code, (told,) = sbatch(tmp_path)
+    assert code == 2
+    assert told.startswith(
+        "Train on several machines by SLURM: sbatch [options of sbatch] tools/slurm_train.sh CONFIG"
+    )
+    options = [
+        line for line in (TOOLS / "slurm_train.sh").read_text().splitlines() if line.startswith("#SBATCH")
+    ]
+    assert {"#SBATCH --signal=USR1@300", "#SBATCH --requeue"} <= set(options)

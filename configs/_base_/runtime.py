@@ -1,6 +1,12 @@
-"""What every run has in common: the seed, and a checkpoint at the end of each epoch, of which two are kept."""
+"""What every run has in common: the seed, a checkpoint at the end of each epoch, and the watch over a job's ranks.
 
-from perception.engine import CheckpointHook
+Two checkpoints are kept; for the watch see docs/faults.md.
+"""
+
+from perception.engine import CheckpointHook, RankWatchHook
 
 randomness = dict(seed=0)
-default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1, by_epoch=True, max_keep=2))
+default_hooks = dict(
+    checkpoint=dict(type=CheckpointHook, interval=1, by_epoch=True, max_keep=2),
+    rank_watch=dict(type=RankWatchHook, timeout_s=120.0, slow_timeout_s=1800.0),
+)

@@ -5,6 +5,7 @@ RUN_FAILED = 1
 USAGE = 2
 DATA = 3
 CHECKPOINT = 4
+HUNG = 5
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -14,6 +15,7 @@ HELP = """exit codes:
   2    wrong command line or config
   3    data missing or damaged
   4    checkpoint missing, damaged or not fitting
+  5    a rank hung
   130  interrupted by Ctrl-C
   143  stopped by SIGTERM or SIGUSR1, after saving
 """

@@ -50,6 +50,7 @@ def _built(*, supplied: str = "", extra: str = "", required: bool = True, **chil
 
 
 _DEFAULT_HOOKS = {
+    "rank_watch": "RankWatchHook",
     "runtime_info": "RuntimeInfoHook",
     "logger": "LogHook",
     "param_scheduler": "ScheduleHook",

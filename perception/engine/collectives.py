@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from perception.engine.rank_notes import exchange
+
 
 def is_distributed() -> bool:
     """Whether a process group is up."""
@@ -36,13 +38,14 @@ def comm_device() -> torch.device:
     return torch.device("cpu")
 
 
-def max_over_ranks(value: int) -> int:
-    """The largest of all ranks' values, the same on every rank."""
+def max_over_ranks(value: int, *, what: str = "largest of a number") -> int:
+    """The largest of all ranks' values, the same on every rank; `what` names it for the watch, see `rank_notes`."""
     if world_size() == 1:
         return value
     tensor = torch.tensor([value], dtype=torch.int64, device=comm_device())
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor.item())
+    with exchange(what):
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
 
 
 def any_over_ranks(flags: Tensor) -> Tensor:
@@ -50,16 +53,18 @@ def any_over_ranks(flags: Tensor) -> Tensor:
     if world_size() == 1:
         return flags
     moved = flags.to(comm_device(), torch.uint8)
-    dist.all_reduce(moved, op=dist.ReduceOp.MAX)
+    with exchange("flags of all ranks"):
+        dist.all_reduce(moved, op=dist.ReduceOp.MAX)
     return moved.to(flags.device, torch.bool)
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum over ranks, returned on the device of `values`."""
+def sum_over_ranks(values: Tensor, *, what: str = "sum of numbers") -> Tensor:
+    """Element-wise sum over ranks, returned on the device of `values`; `what` names it for the watch."""
     if world_size() == 1:
         return values
     moved = values.to(comm_device(), copy=True)
-    dist.all_reduce(moved)
+    with exchange(what):
+        dist.all_reduce(moved)
     return moved.to(values.device)
 
 
@@ -68,14 +73,28 @@ def from_first_rank(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     moved = values.to(comm_device(), copy=True)
-    dist.broadcast(moved, src=0)
+    with exchange("the first rank's numbers"):
+        dist.broadcast(moved, src=0)
     return moved.to(values.device)
 
 
-def gather_bytes(data: bytes) -> list[bytes]:
-    """Each rank's bytes, on every rank, in the order of ranks."""
+def gather_bytes(data: bytes, *, what: str = "messages of all ranks") -> list[bytes]:
+    """Each rank's bytes, on every rank, in the order of ranks; `what` names them for the watch."""
     if world_size() == 1:
         return [data]
+    with exchange(what):
+        return _gather_bytes(data)
+
+
+def gather_json(content: Any, *, what: str = "messages of all ranks") -> list[Any]:
+    """Each rank's JSON-able value, on every rank, in the order of ranks; `what` names them for the watch."""
+    if world_size() == 1:
+        return [content]
+    parts = gather_bytes(json.dumps(content).encode("utf-8"), what=what)
+    return [json.loads(data.decode("utf-8")) for data in parts]
+
+
+def _gather_bytes(data: bytes) -> list[bytes]:
     device = comm_device()
     length = torch.tensor([len(data)], dtype=torch.int64, device=device)
     lengths = [torch.zeros_like(length) for _ in range(world_size())]
@@ -91,10 +110,3 @@ def gather_bytes(data: bytes) -> list[bytes]:
         bytes(part[: int(size.item())].cpu().numpy().tobytes())
         for part, size in zip(parts, lengths, strict=True)
     ]
-
-
-def gather_json(content: Any) -> list[Any]:
-    """Each rank's JSON-able value, on every rank, in the order of ranks."""
-    if world_size() == 1:
-        return [content]
-    return [json.loads(data.decode("utf-8")) for data in gather_bytes(json.dumps(content).encode("utf-8"))]

@@ -24,6 +24,7 @@ from perception.utils import stable_seed
 
 _LOADER_KEYS = frozenset({"batch_size", "num_workers", "drop_last", "persistent_workers", "pin_memory",
                           "prefetch_factor", "timeout"})  # fmt: skip
+_PARENT_CHECK_S = 1.0
 _OUR_KEYS = frozenset({"dataset", "sampler", "collate_fn"})
 
 
@@ -113,7 +114,12 @@ def _init_worker(worker_id: int, *, seed: int) -> None:
 
 
 def _obey_the_parent_alone() -> None:
-    """Leave at a stop signal of the main process, which ends workers by it; let others' pass."""
-    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != os.getppid():
-        pass
+    """Leave at a stop signal of the main process, which ends workers by it, or when that is gone; let others' pass.
+
+    A killed rank's connections stay open for as long as a worker that inherited them lives.
+    """
+    parent = os.getppid()
+    received = None
+    while os.getppid() == parent and (received is None or received.si_pid != parent):
+        received = signal.sigtimedwait(STOP_SIGNALS, _PARENT_CHECK_S)
     os._exit(0)

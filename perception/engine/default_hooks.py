@@ -7,6 +7,7 @@ from perception.engine.hooks import (
     BalancerHook,
     CheckpointHook,
     LogHook,
+    RankWatchHook,
     RuntimeInfoHook,
     ScheduleHook,
     SignalHook,
@@ -28,6 +29,7 @@ def default_hooks(changes: Mapping[str, Any]) -> list[Any]:
         1
     """
     defaults: dict[str, Any] = dict(
+        rank_watch=dict(type=RankWatchHook),
         runtime_info=dict(type=RuntimeInfoHook),
         logger=dict(type=LogHook),
         param_scheduler=dict(type=ScheduleHook),

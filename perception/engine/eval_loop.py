@@ -9,7 +9,9 @@ from mmengine.runner.base_loop import BaseLoop
 
 from perception.engine.collectives import max_over_ranks
 from perception.engine.precision import Precision, autocast, precision_of, resolve_precision
+from perception.engine.rank_notes import at, exchange
 from perception.engine.task_forwards import predict_by_groups
+from perception.engine.train_loop import WARM_UP_STEPS
 from perception.registry import LOOPS
 
 
@@ -58,13 +60,15 @@ class EvalLoop(BaseLoop):
         """Evaluate; returns the metrics, the same on every rank, or nothing if a stop was requested."""
         start = time.perf_counter()
         runner = self.runner
+        at("the start of an evaluation", is_slow=True)
         runner.call_hook(f"before_{self.mode}")
         runner.call_hook(f"before_{self.mode}_epoch")
         runner.model.eval()
         if hasattr(runner.bare_model, "reset_history"):
             runner.bare_model.reset_history()
         iterator = iter(self.dataloader)
-        for batch_idx in range(max_over_ranks(len(self.dataloader))):
+        for batch_idx in range(max_over_ranks(len(self.dataloader), what="number of evaluation batches")):
+            at(f"evaluation batch {batch_idx + 1}", is_slow=batch_idx < WARM_UP_STEPS)
             data_batch = next(iterator, None)
             if data_batch is not None:
                 self._run_step(batch_idx, data_batch)
@@ -72,7 +76,9 @@ class EvalLoop(BaseLoop):
                 for metric in self.evaluator.metrics:
                     metric.results.clear()
                 return {}
-        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        at("the scoring of an evaluation", is_slow=True)
+        with exchange("results and metrics"):
+            metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         self.seconds = time.perf_counter() - start
         runner.call_hook(f"after_{self.mode}_epoch", metrics=metrics)
         runner.call_hook(f"after_{self.mode}")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from perception.engine.collectives import comm_device, world_size
+from perception.engine.rank_notes import exchange
 
 
 def sum_gradients_over_ranks(parameters: Sequence[Tensor], *, bucket_mb: float = 25.0) -> None:
@@ -28,16 +29,23 @@ def sum_gradients_over_ranks(parameters: Sequence[Tensor], *, bucket_mb: float =
     has_grad = torch.tensor(
         [parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=comm_device()
     )
-    dist.all_reduce(has_grad, op=dist.ReduceOp.MAX)
+    with exchange("which parameters have a gradient"):
+        dist.all_reduce(has_grad, op=dist.ReduceOp.MAX)
+        present_anywhere = has_grad.tolist()
     gradients = []
-    for parameter, present in zip(parameters, has_grad.tolist(), strict=True):
+    for parameter, present in zip(parameters, present_anywhere, strict=True):
         if not present:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
+    with exchange("sum of gradients"):
+        _sum_in_buckets(gradients, limit=int(bucket_mb * 2**20))
+
+
+def _sum_in_buckets(gradients: Sequence[Tensor], *, limit: int) -> None:
     pending = []
-    for bucket in _buckets(gradients, limit=int(bucket_mb * 2**20)):
+    for bucket in _buckets(gradients, limit=limit):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
     for bucket, flat, work in pending:

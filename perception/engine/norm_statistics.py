@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from perception.engine.collectives import comm_device, world_size
+from perception.engine.rank_notes import exchange
 
 
 class NormStatistics:
@@ -47,7 +48,8 @@ def average_norm_statistics(model: nn.Module) -> None:
     if not buffers:
         return
     flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers]).to(comm_device())
-    dist.all_reduce(flat)
+    with exchange("running statistics"):
+        dist.all_reduce(flat)
     means = (flat / world_size()).split([buffer.numel() for buffer in buffers])
     for buffer, mean in zip(buffers, means, strict=True):
         buffer.copy_(mean.view_as(buffer))

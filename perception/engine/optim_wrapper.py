@@ -250,7 +250,7 @@ class BalancedOptimWrapper(OptimWrapper):
             divisors[columns] = counts.clamp(min=1)
             sums = torch.where(is_finite, values, 0.0) * divisors[columns]
             local[:, columns] = torch.stack([counts, sums, torch.ones_like(counts), (~is_finite).double()])
-        counts, sums, num_ranks, bad = sum_over_ranks(local)
+        counts, sums, num_ranks, bad = sum_over_ranks(local, what="losses and target counts")
         present = num_ranks > 0
         global_divisors = counts.clamp(min=1)
         bad_tasks = [task for task, flag in zip(losses.task_names, bad.tolist(), strict=True) if flag]

@@ -2,7 +2,8 @@
 
 A rank that waits in a collective learns of another one's end only when that process is gone: over gloo the connection
 closes, and torchrun stops the others (SIGTERM, SIGKILL after 30 s, which is what ends a wait inside NCCL). What is left
-to do is to go quickly, and to leave word of the reason where the others find it.
+to do is to go quickly, and to leave word of the reason where the others find it. In between, and where nobody stops the
+others, the ranks' watch tells them (see `rank_watch`).
 """
 
 import atexit
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from perception.engine.collectives import leave_process_group, rank, world_size
+from perception.engine.rank_watch import stop_watch, tell_failure, told_failure
 
 _KEY = "perception/first_failure"
 
@@ -29,20 +31,30 @@ def fail_together() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        tell_failure(f"rank {rank()}: interrupted")
+        raise
+    except SystemExit:  # all ranks agreed to stop
+        stop_watch()
+        raise
     except Exception as error:
         if world_size() == 1:
             raise
         # Leaving in order may wait for ranks that now wait for this one.
         atexit.unregister(leave_process_group)
         is_about_others = type(error) is RuntimeError or isinstance(error, dist.DistError)
-        if is_about_others and (reason := _read_reason()):
+        if is_about_others and (reason := _read_reason() or told_failure()):
+            tell_failure(reason)
             raise RankFailure(f"this rank stops, because another one failed: {reason}") from error
-        _leave_reason(error)
+        message = f"rank {rank()}: {type(error).__name__}: {error}"
+        _leave_reason(message)
+        tell_failure(message)
         raise
+    else:
+        stop_watch()
 
 
-def _leave_reason(error: Exception) -> None:
-    message = f"rank {rank()}: {type(error).__name__}: {error}"
+def _leave_reason(message: str) -> None:
     try:
         dist.distributed_c10d._get_default_store().compare_set(_KEY, "", message)
     except RuntimeError:

@@ -29,7 +29,7 @@ def gather_rank_states(model: nn.Module, sampler: Any) -> dict[str, dict[int, An
         streams = {"sampler": sampler.options, **_memory_of(model).state_dict()}
     buffer = io.BytesIO()
     torch.save({"rng": get_rng_state(), "streams": streams}, buffer)
-    parts = gather_bytes(buffer.getvalue())
+    parts = gather_bytes(buffer.getvalue(), what="states of all ranks")
     if rank() != 0:
         return {"rng_states": {}, "stream_states": {}}
     states = [torch.load(io.BytesIO(part), weights_only=True) for part in parts]

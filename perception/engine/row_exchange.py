@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perception.engine.collectives import comm_device, rank, world_size
+from perception.engine.rank_notes import exchange
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,14 @@ class RowExchange:
         """
         if world_size() == 1:
             return lambda: row
-        pending = [_start_bucket(self._padded(row, bucket)) for bucket in self._buckets]
+        with exchange("start of a task gradient's sum"):
+            pending = [_start_bucket(self._padded(row, bucket)) for bucket in self._buckets]
 
         def finish() -> Tensor:
-            pieces = [wait()[: end - first] for wait, (first, end) in zip(pending, self.owned, strict=True)]
+            with exchange("end of a task gradient's sum"):
+                pieces = [
+                    wait()[: end - first] for wait, (first, end) in zip(pending, self.owned, strict=True)
+                ]
             return torch.cat(pieces).to(row.device)
 
         return finish
@@ -82,6 +87,10 @@ class RowExchange:
         """The whole (P,) of which each rank has its (S,)."""
         if world_size() == 1:
             return part
+        with exchange("combined gradient of all parts"):
+            return self._gather(part)
+
+    def _gather(self, part: Tensor) -> Tensor:
         device = comm_device()
         whole = part.new_empty(self.num_columns)
         pending = []
@@ -107,8 +116,8 @@ def _start_bucket(block: Tensor) -> Callable[[], Tensor]:
     piece = len(block) // world_size()
     swaps = dist.get_backend() == "gloo"
     received = block.new_empty(len(block) if swaps else piece)
-    exchange = dist.all_to_all_single if swaps else dist.reduce_scatter_tensor
-    work = exchange(received, block, async_op=True)
+    add = dist.all_to_all_single if swaps else dist.reduce_scatter_tensor
+    work = add(received, block, async_op=True)
 
     def wait() -> Tensor:
         work.wait()

@@ -276,7 +276,7 @@ class PerceptionRunner(FlexibleRunner):
     def poll_stop_request(self) -> bool:
         """Agree with all ranks on whether to stop. Every rank must call this at the same point."""
         if not self.stop_signal:
-            self.stop_signal = max_over_ranks(self.local_stop_signal())
+            self.stop_signal = max_over_ranks(self.local_stop_signal(), what="whether to stop")
         has_reached = self._stop_after is not None and self.iter >= self._stop_after
         self.should_stop = bool(self.stop_signal) or has_reached
         return self.should_stop
@@ -334,7 +334,7 @@ class PerceptionRunner(FlexibleRunner):
                 )
             except CheckpointError as caught:
                 error = caught
-        told = gather_json(None if error is None else error.message)[0]
+        told = gather_json(None if error is None else error.message, what="end of the save")[0]
         if error is not None:
             raise error
         if told is not None:

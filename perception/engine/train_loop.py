@@ -8,6 +8,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from perception.engine.norm_statistics import average_norm_statistics
+from perception.engine.rank_notes import at
 from perception.engine.rank_state import check_stream_model
 from perception.engine.rng import isolated_rng
 from perception.engine.step_context import StepContext
@@ -16,6 +17,9 @@ from perception.registry import LOOPS
 from perception.utils import get_logger
 
 logger = get_logger("engine")
+
+WARM_UP_STEPS = 3
+"""Steps of a start, and batches of an evaluation, in which a rank may keep others waiting: for compilers and caches."""
 
 
 @LOOPS.register_module()
@@ -125,11 +129,13 @@ class TrainLoop(BaseLoop):
             self._evaluate()
         while not self.is_finished and not runner.should_stop:
             self._run_epoch()
+        at("the end of training", is_slow=True)
         runner.call_hook("after_train")
         return runner.model
 
     def _run_epoch(self) -> None:
         runner = self.runner
+        at(f"the start of epoch {self.epoch + 1}", is_slow=True)
         runner.call_hook("before_train_epoch")
         runner.model.train()
         num_consumed = self.batch_idx * self.dataloader.batch_size
@@ -140,10 +146,16 @@ class TrainLoop(BaseLoop):
             if self.is_finished or runner.should_stop or self.epoch != epoch:
                 break
 
+    @property
+    def _is_warming_up(self) -> bool:
+        return self._iter < self.first_iter + WARM_UP_STEPS
+
     def _timed(self, dataloader: Iterable[Any]) -> Iterable[Any]:
         iterator = iter(dataloader)
         while True:
             start = time.perf_counter()
+            is_slow = self._is_warming_up or self.batch_idx == 0  # new workers
+            at(f"the wait for step {self._iter + 1}'s batch", is_slow=is_slow)
             try:
                 data_batch = next(iterator)
             except StopIteration:
@@ -154,6 +166,7 @@ class TrainLoop(BaseLoop):
     def _run_step(self, data_batch: Any) -> None:
         runner = self.runner
         batch_idx = self.batch_idx
+        at(f"step {self._iter + 1}", is_slow=self._is_warming_up)
         runner.restore_pending_rng()
         runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
         outputs = self._train_step(data_batch)

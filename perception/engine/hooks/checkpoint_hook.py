@@ -4,6 +4,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from perception.engine.rank_notes import slow_part
 from perception.registry import HOOKS
 
 
@@ -50,5 +51,6 @@ class CheckpointHook(Hook):
         if (must or self._is_overdue) and (runner.optim_wrapper.is_between_updates or loop.is_finished):
             self._is_overdue = False
             if self._last_saved != loop.iter:
-                runner.save_training_state(max_keep=self.max_keep)
+                with slow_part("saving a checkpoint"):
+                    runner.save_training_state(max_keep=self.max_keep)
                 self._last_saved = loop.iter
