@@ -2,8 +2,8 @@
 
 Source: ours; BEVFormer's structure (Li et al., ECCV 2022) at a size that two CPU cores train from scratch.
 Hardware: 2 CPU cores (AMD EPYC), no GPU.
-Expected time: 873 s (1,280 steps).
-Expected NDS / mIoU: 0.175 / 0.289, held-out scenes (a constant: 0.146 / 0.097); 15 epochs: 0.252 / 0.340.
+Expected time: 728 s (1,280 steps).
+Expected NDS / mIoU: 0.185 / 0.287, held-out scenes (a constant: 0.146 / 0.097); 15 epochs: 0.252 / 0.340.
 Command: perception train bevformer_nano --work-dir work_dirs/demo
 """
 
