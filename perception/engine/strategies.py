@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm
 
 from perception.checkpoint import CheckpointError
-from perception.engine.collectives import leave_process_group
+from perception.engine.collectives import leave_process_group, max_over_ranks
 from perception.registry import STRATEGIES
 from perception.utils import keep_freed_memory
 
@@ -44,7 +44,9 @@ class _RunFolderMixin:
         super().__init__(**kwargs)
         if not torch.cuda.is_available():
             keep_freed_memory()
-        # MMEngine makes a folder per start; ours is the run folder itself.
+        # MMEngine makes a folder per start; ours is the run folder itself. One rank's removal must not come between
+        # another's making it and looking whether it is there, so ranks wait for each other.
+        max_over_ranks(0)
         with suppress(OSError):
             os.rmdir(self._log_dir)
         self._log_dir = self.log_dir
