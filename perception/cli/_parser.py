@@ -1,8 +1,10 @@
 """Shared pieces of the verbs' parsers. Nothing heavy is imported here: ``--help`` must be quick."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 from perception.cli import exit_codes
 
@@ -64,6 +66,54 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
     return int(text)
+
+
+def positive_float(text: str) -> float:
+    """A finite number above zero.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    if number_from_zero(text) == 0.0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return float(text)
+
+
+def number_from_zero(text: str) -> float:
+    """A finite number, zero or more.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return value
+
+
+def amounts(text: str) -> list[int]:
+    """Whole numbers above zero with commas between, with k, M or B for 10^3, 10^6 or 10^9.
+
+    Raises:
+        argparse.ArgumentTypeError: they are not.
+
+    Example:
+        >>> amounts("8,43.9M,1B")
+        [8, 43900000, 1000000000]
+    """
+    values = []
+    for word in text.split(","):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", word.strip(), re.ASCII)
+        exact = Decimal(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}[found[2]] if found else 0
+        if exact < 1 or exact != int(exact):
+            raise argparse.ArgumentTypeError(
+                f"expected whole numbers above 0 with commas between, e.g. 8,43.9M,1B, found {text!r}"
+            )
+        values.append(int(exact))
+    return values
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""``perception bench model | data | balance``."""
+"""``perception bench model | data | balance | comm``."""
 
 import argparse
 import os
@@ -10,7 +10,15 @@ from typing import Any
 from perception.cli import exit_codes
 from perception.cli._configs import load_changed, load_checked
 from perception.cli._output import print_json
-from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
+from perception.cli._parser import (
+    add_data_root,
+    add_overrides,
+    add_verb,
+    amounts,
+    number_from_zero,
+    positive_float,
+    positive_int,
+)
 
 RESNET18 = "resnet18"
 
@@ -84,12 +92,74 @@ def add_parser(verbs: Any) -> None:
     balance.add_argument("--threads", type=positive_int, help="CPU threads; default torch's")
     balance.add_argument("--device", help="e.g. cpu; default CUDA where it is there")
     balance.add_argument("--out", metavar="JSON", help="file for the result")
+    comm = add_verb(
+        kinds,
+        "comm",
+        run_comm,
+        summary="reckon what ranks send each other in a step, and its time and memory, on paper",
+        examples="""
+        perception bench comm
+        perception bench comm --method pcgrad --ranks 2,16 --parameters 43591231 --bandwidth 12.5
+        perception bench comm --tasks 3 --sketch-size 16384 --bucket-mb 1024 --out work_dirs/comm.json
+        """,
+    )
+    _add_comm_options(comm)
     for kind in (model, data):
         kind.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
     for kind in (model, data, balance):
         kind.add_argument("--json", action="store_true", help="print JSON")
         add_data_root(kind)
         add_overrides(kind)
+
+
+def _add_comm_options(comm: argparse.ArgumentParser) -> None:
+    comm.add_argument("--tasks", type=positive_int, default=4, help="T (default 4)")
+    comm.add_argument(
+        "--parameters",
+        type=amounts,
+        default="43.9M,1B",
+        metavar="P,P",
+        help="trainable parameters; k, M and B are 10^3, 10^6 and 10^9 (default 43.9M,1B)",
+    )
+    comm.add_argument(
+        "--ranks", type=amounts, default="8,64,512,4096", metavar="N,N", help="default 8,64,512,4096"
+    )
+    comm.add_argument("--method", metavar="NAME", help="only the modes of this balancing method, and plain")
+    comm.add_argument(
+        "--bandwidth",
+        type=positive_float,
+        metavar="GB/S",
+        help="of a link of the ring, one way; default a DGX A100's: 300 up to 8 ranks, else 200",
+    )
+    comm.add_argument(
+        "--latency", type=number_from_zero, default=5.0, metavar="US", help="microseconds per hop (default 5)"
+    )
+    comm.add_argument("--sketch-size", type=positive_int, default=65_536, help="k (default 65536)")
+    comm.add_argument(
+        "--tensors", type=positive_int, default=500, help="tensors of the parameters (default 500)"
+    )
+    comm.add_argument(
+        "--last-layer", type=amounts, default="66304", metavar="L", help="its parameters (default 66304)"
+    )
+    comm.add_argument(
+        "--features",
+        type=amounts,
+        default="5.76M",
+        metavar="F",
+        help="numbers of a rank's shared features (default 5.76M)",
+    )
+    comm.add_argument(
+        "--parameter-bytes",
+        type=int,
+        choices=(2, 4, 8),
+        default=4,
+        help="of a parameter's number; task gradients have 4 at least (default 4)",
+    )
+    comm.add_argument(
+        "--bucket-mb", type=positive_float, default=25.0, help="optim_wrapper.bucket_mb (default 25)"
+    )
+    comm.add_argument("--out", metavar="JSON", help="file for the result")
+    comm.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_model(args: argparse.Namespace) -> int:
@@ -181,6 +251,43 @@ def run_balance(args: argparse.Namespace) -> int:
     else:
         print(balance_table(result), end="")
     return exit_codes.RUN_FAILED if result["failed"] else exit_codes.OK
+
+
+def run_comm(args: argparse.Namespace) -> int:
+    """Reckon exchanges."""
+    from perception.config import ConfigError
+    from perception.engine.comm_cost import comm_table, reckon_comm
+    from perception.utils import write_json_atomic
+
+    for name in ("last_layer", "features"):
+        if len(getattr(args, name)) != 1:
+            raise ConfigError(f"--{name.replace('_', '-')} takes one number, got {getattr(args, name)}")
+    try:
+        result = reckon_comm(
+            num_ranks=args.ranks,
+            num_parameters=args.parameters,
+            method=args.method,
+            bandwidth=None if args.bandwidth is None else 1e9 * args.bandwidth,
+            latency=1e-6 * args.latency,
+            num_tasks=args.tasks,
+            num_tensors=args.tensors,
+            num_bytes=args.parameter_bytes,
+            sketch_size=args.sketch_size,
+            num_last_layer=args.last_layer[0],
+            num_features=args.features[0],
+            bucket_mb=args.bucket_mb,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    result["command"] = shlex.join(["perception", *sys.argv[1:]])
+    if args.out is not None:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(args.out, result)
+    if args.json:
+        print_json(result)
+    else:
+        print(comm_table(result), end="")
+    return exit_codes.OK
 
 
 def _workload(args: argparse.Namespace, device: str) -> Any:

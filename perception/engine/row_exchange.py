@@ -108,7 +108,8 @@ class RowExchange:
 
     def _padded(self, row: Tensor, bucket: _Bucket) -> Tensor:
         block = row[bucket.start : bucket.end].to(comm_device())
-        return F.pad(block, (0, bucket.piece * world_size() - len(block))).contiguous()
+        missing = bucket.piece * world_size() - len(block)
+        return F.pad(block, (0, missing)) if missing else block  # padding by nothing would copy the row
 
 
 def _start_bucket(block: Tensor) -> Callable[[], Tensor]:

@@ -18,5 +18,5 @@ VERBS = (
 SUBVERBS = {
     "data": ("synthesize", "prepare", "verify"),
     "config": ("ls", "show", "diff"),
-    "bench": ("model", "data", "balance"),
+    "bench": ("model", "data", "balance", "comm"),
 }

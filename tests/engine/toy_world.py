@@ -13,7 +13,7 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from perception.balancing import TaskLosses
+from perception.balancing import SharedFeatures, TaskLosses
 from perception.checkpoint import load_checkpoint
 from perception.engine import BalancedOptimWrapper, EpochSampler, SceneSampler, read_log
 from perception.engine.collectives import rank
@@ -150,6 +150,19 @@ class ToyModel(BaseModel):
         parsed = TaskLosses(tasks, counts, self.task_names)
         terms["loss"] = sum(tasks.values())
         return parsed, terms
+
+
+class CutToyModel(ToyModel):
+    """Nothing is idle, and gradients can be taken at the features or the trunk's layer. 11 width + 2 parameters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.unused
+        self.shared_features = SharedFeatures()
+        self.trunk.register_forward_hook(lambda module, args, output: self.shared_features(output)[0])
+
+    def last_shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.trunk[0].parameters())
 
 
 class ToyMetric(GatheredMetric):

@@ -1,0 +1,208 @@
+"""The bytes that ranks exchange in a step: those of the cost model, to the byte, and what the kernel says was sent."""
+
+import json
+import os
+import re
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import toy_world
+
+from perception.engine.collectives import sum_over_ranks
+from perception.engine.comm_counter import COUNTED, count_collectives, socket_bytes_sent
+from perception.engine.comm_model import Mode, StepShape, sent_bytes, step_exchanges
+from tests.engine.launching import launch
+
+SKETCH_SIZE = 64
+SOURCES = Path(__file__).resolve().parents[2] / "perception"
+OPTIONS: dict[Mode, dict[str, Any]] = {
+    "plain": {},
+    "exact": {"optim_wrapper__balancer": "pcgrad"},
+    "sketched": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__sketch_size": SKETCH_SIZE},
+    "whole": {"optim_wrapper__balancer": "graddrop"},
+    "features": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__gradient_source": "features"},
+    "last_layer": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__gradient_source": "last_layer"},
+}
+# 112 parameters divide by the numbers of ranks, 101 do not, and 6 of the other model's 96 are idle.
+JOBS: list[tuple[str, int, Mode]] = [
+    *(("CutToyModel", 10, mode) for mode in OPTIONS),
+    ("CutToyModel", 9, "exact"),
+    ("ToyModel", 8, "exact"),
+    ("ToyModel", 8, "sketched"),
+]
+SMALL_BUCKET_MB = 1e-4
+WIDE = 20_000
+SAMPLES = 24  # three steps of two samples on each of four ranks
+
+
+def run(folder: Path, num_ranks: int, jobs: list[tuple[str, int, Mode]], **options: Any) -> None:
+    launch(
+        [
+            {
+                "job": "count",
+                "work_dir": f"{folder}/{name}-{width}-{mode}.run",
+                "out": f"{folder}/{name}-{width}-{mode}",
+                "model": name,
+                "changes": {
+                    "model__width": width,
+                    "train_dataloader__dataset__num_samples": SAMPLES,
+                    **OPTIONS[mode],
+                    **options,
+                },
+            }
+            for name, width, mode in jobs
+        ],
+        num_ranks=num_ranks,
+    )
+
+
+def found(folder: Path, name: str, width: int, mode: Mode, rank: int) -> dict[str, Any]:
+    return json.loads(Path(f"{folder}/{name}-{width}-{mode}.{rank}").read_text())
+
+
+def shape_of(name: str, width: int, num_ranks: int) -> StepShape:
+    model = getattr(toy_world, name)(width=width)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return StepShape(
+        num_ranks=num_ranks,
+        num_parameters=sum(sizes),
+        num_tasks=2,
+        num_tensors=len(sizes),
+        num_idle=6 if name == "ToyModel" else 0,
+        num_statistics=2 * width,
+        sketch_size=SKETCH_SIZE,
+        num_last_layer=(toy_world.NUM_FEATURES + 1) * width,
+    )
+
+
+def expected(mode: Mode, shape: StepShape) -> Counter[tuple[str, int]]:
+    """(kind, payload) → how often, on gloo."""
+    calls: Counter[tuple[str, int]] = Counter()
+    for exchange in step_exchanges(mode, shape):
+        kind = "all_to_all" if exchange.kind == "reduce_scatter" else exchange.kind
+        calls[kind, exchange.payload] += exchange.count
+    return calls
+
+
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=lambda ranks: f"{ranks} ranks"
+)
+def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Folder with what each rank counted, and the number of ranks."""
+    folder = tmp_path_factory.mktemp("counted")
+    run(folder, request.param, JOBS)
+    return folder, request.param
+
+
+@pytest.mark.parametrize(("name", "width", "mode"), JOBS)
+def test_a_step_exchanges_what_the_model_says(
+    counted: tuple[Path, int], name: str, width: int, mode: Mode
+) -> None:
+    folder, num_ranks = counted
+    for rank in range(num_ranks):
+        calls = Counter((kind, payload) for kind, payload in found(folder, name, width, mode, rank)["calls"])
+        assert calls == expected(mode, shape_of(name, width, num_ranks))
+
+
+def test_exact_sends_at_most_half_of_a_row_more_per_task(counted: tuple[Path, int]) -> None:
+    """Task gradients of 112 numbers: (T + 1) / 2 of plain training's all-reduce, and T x T numbers."""
+    folder, num_ranks = counted
+    num_tasks, row = 2, 4 * 112
+    sent = {}
+    for mode in ("plain", "exact"):
+        calls = found(folder, "CutToyModel", 10, mode, 0)["calls"]
+        large = [(kind, payload) for kind, payload in calls if payload == row]
+        sent[mode] = sum(sent_bytes(kind, payload, num_ranks) for kind, payload in large)
+        kinds = {kind for kind, _ in large}
+        assert kinds == ({"all_reduce"} if mode == "plain" else {"all_to_all", "all_gather"})
+    assert sent["plain"] == 2 * row * (num_ranks - 1) / num_ranks
+    assert sent["exact"] == (num_tasks + 1) / 2 * sent["plain"]
+    products = ["all_reduce", 8 * num_tasks**2]
+    assert found(folder, "CutToyModel", 10, "exact", 0)["calls"].count(products) == 1
+
+
+@pytest.mark.slow
+def test_buckets_move_the_same_bytes(tmp_path: Path) -> None:
+    jobs: list[tuple[str, int, Mode]] = [("CutToyModel", 8, mode) for mode in ("plain", "exact", "sketched")]
+    run(tmp_path, 3, jobs, optim_wrapper__bucket_mb=SMALL_BUCKET_MB)
+    for name, width, mode in jobs:
+        calls = found(tmp_path, name, width, mode, 0)["calls"]
+        wanted = expected(mode, shape_of(name, width, 3))
+        assert len(calls) > sum(wanted.values())
+        by_kind: Counter[str] = Counter()
+        for kind, payload in calls:
+            by_kind[kind] += payload
+        for (kind, payload), count in wanted.items():
+            by_kind[kind] -= payload * count
+        assert not any(by_kind.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_sockets_send_what_was_counted(tmp_path: Path, num_ranks: int) -> None:
+    """220,002 parameters; beside payloads sockets carry gloo's headers and the job's store."""
+    jobs: list[tuple[str, int, Mode]] = [
+        ("CutToyModel", WIDE, mode) for mode in ("plain", "exact", "sketched")
+    ]
+    run(tmp_path, num_ranks, jobs)
+    for name, width, mode in jobs:
+        exchanges = step_exchanges(mode, shape_of(name, width, num_ranks))
+        wanted = sum(exchange.sent_bytes(num_ranks) for exchange in exchanges)
+        real = [found(tmp_path, name, width, mode, rank)["sockets"] for rank in range(num_ranks)]
+        if None in real:
+            pytest.skip("the system does not count what a socket sends")
+        mean = sum(real) / num_ranks
+        assert wanted <= mean <= 1.01 * wanted + 20_000, (mode, wanted, real)
+
+
+def test_every_collective_of_ours_is_counted() -> None:
+    pattern = re.compile(r"\bdist\.(\w*(?:reduce|broadcast|gather|scatter|all_to_all|send|recv)\w*)\b")
+    used = {name for path in SOURCES.rglob("*.py") for name in pattern.findall(path.read_text("utf-8"))}
+    assert {"all_reduce", "broadcast", "all_to_all_single"} <= used
+    assert used <= set(COUNTED), "add it to COUNTED, or a step's bytes are wrong"
+
+
+def test_counting_ends_also_after_an_error(tmp_path: Path) -> None:
+    originals = {name: getattr(dist, name) for name in COUNTED}
+    with pytest.raises(KeyError), count_collectives():
+        raise KeyError
+    assert originals == {name: getattr(dist, name) for name in COUNTED}
+
+
+def test_arguments_by_place_and_by_name(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with count_collectives() as counter:
+            assert torch.equal(sum_over_ranks(torch.ones(3)), torch.ones(3))  # nothing is sent on one rank
+            dist.all_reduce(tensor=torch.ones(3))
+            dist.all_gather([torch.ones(5, dtype=torch.float64)], torch.ones(5, dtype=torch.float64))
+            dist.all_to_all_single(torch.ones(2), input=torch.ones(2))
+    finally:
+        dist.destroy_process_group()
+    assert counter.calls == [("all_reduce", 12), ("all_gather", 40), ("all_to_all", 8)]
+    assert counter.payload_by_kind() == {"all_reduce": 12, "all_gather": 40, "all_to_all": 8}
+    assert counter.sent_bytes(4) == 1.5 * 12 + 0.75 * 48
+
+
+def test_a_socket_counts_its_payload_and_stays_open() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+    ):
+        other, _ = server.accept()
+        with other:
+            before = socket_bytes_sent()
+            if before is None:
+                pytest.skip("the system does not count what a socket sends")
+            descriptors = len(os.listdir("/proc/self/fd"))
+            one.sendall(bytes(1000))
+            received = b""
+            while len(received) < 1000:
+                received += other.recv(1000)
+            assert socket_bytes_sent() == before + 1000
+            assert len(os.listdir("/proc/self/fd")) == descriptors
