@@ -40,6 +40,32 @@ def test_test_takes_the_checkpoint_as_second_word(monkeypatch, nano_options, tmp
     assert str(missing) in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_bench_sketch_measures_real_gradients(monkeypatch, nano_options, tmp_path, capsys):
+    out = tmp_path / "sketch.json"
+    words = ["--samples", "1", "--seeds", "1", "--sizes", "64,4000000", "--out", out, "--set", *nano_options]
+    assert run(monkeypatch, "bench_sketch.py", *words) == 0
+    rough, exact = json.loads(out.read_text())["rows"]
+    assert rough["cosine_rms"] > 100 * exact["cosine_rms"]  # longer than the gradients: nothing meets
+    assert max(exact["coefficients_rms"].values()) < 1e-3
+    assert run(monkeypatch, "bench_sketch.py", "--sizes", "0") == 2
+    assert run(monkeypatch, "bench_sketch.py", "--checkpoint", tmp_path, "--set", *nano_options) == 4
+    assert "bench_sketch: error: " in capsys.readouterr().err
+
+
+def test_page_shows_the_committed_sketches():
+    result = json.loads((TOOLS.parent / "docs" / "results" / "sketch.json").read_text(encoding="utf-8"))
+    page = (TOOLS.parent / "docs" / "many_ranks.md").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        errors = [
+            row["cosine_rms"],
+            row["cosine_bound"],
+            row["cosine_max"],
+            *row["coefficients_rms"].values(),
+        ]
+        assert f"| {row['size']:,} | " + " | ".join(f"{error:.4f}" for error in errors) + " |" in page
+
+
 def test_page_shows_the_committed_cameras():
     result = json.loads(
         (TOOLS.parent / "docs" / "results" / "bench_cameras.json").read_text(encoding="utf-8")

@@ -27,11 +27,12 @@ from perception.balancing import build_balancer
 from perception.balancing.gradient_sketch import GradientSketch
 from perception.balancing.task_gradients import TaskGradients
 from perception.checkpoint import CheckpointError, load_weights
-from perception.config import ConfigError, load_config, with_data_root
+from perception.config import ConfigError, load_config, override_config, with_data_root
 from perception.registry import DATASETS, MODELS
 from perception.utils import DataError, write_json_atomic
 
-METHODS = ("pcgrad", "wpcgrad", "mgda", "cagrad", "imtl-g", "aligned-mtl")
+METHODS = ("pcgrad", "wpcgrad-seg-vel", "mgda", "cagrad", "imtl_g", "aligned_mtl")
+ARGUMENTS = {"cagrad": {"c": 0.5}}
 
 
 class Sample:
@@ -52,6 +53,7 @@ def take_samples(options: argparse.Namespace) -> tuple[tuple[str, ...], list[Sam
     config = load_config(options.config)
     if options.data_root:
         config = with_data_root(config, options.data_root)
+    config = override_config(config, options.overrides)
     torch.manual_seed(0)
     data = DATASETS.build(dict(config.train_dataloader.dataset))
     model = MODELS.build(dict(config.model))
@@ -68,7 +70,7 @@ def take_samples(options: argparse.Namespace) -> tuple[tuple[str, ...], list[Sam
         values = torch.zeros(len(losses.task_names), dtype=torch.float64)
         for task in losses:
             index = losses.task_names.index(task)
-            values[index] = float(losses[task])
+            values[index] = losses[task].detach()
             gradients.add(index, losses[task], retain_graph=True)
         samples.append(Sample(gradients, values))
         print(
@@ -80,7 +82,7 @@ def take_samples(options: argparse.Namespace) -> tuple[tuple[str, ...], list[Sam
 
 def coefficients(method: str, tasks: Sequence[str], sample: Sample, gram: Tensor) -> Tensor:
     """(T,) of a method's first update of a run."""
-    balancer = build_balancer(method)
+    balancer = build_balancer({"name": method, **ARGUMENTS.get(method, {})})
     balancer.setup(tuple(tasks), max_epochs=24, total_steps=1000, seed=0)
     balancer.begin_epoch(1)
     weights = balancer.weigh(sample.losses, sample.present)
@@ -126,17 +128,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", default="bevformer_nano")
     parser.add_argument("--data-root", help="folder in nuScenes' format with an index; default the config's")
     parser.add_argument("--checkpoint", help="run folder, step folder or .safetensors; default fresh weights")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=8, help="sketches of each sample and size")
     parser.add_argument("--sizes", default="1024,4096,16384,65536,262144", help="numbers per task")
     parser.add_argument("--out", metavar="JSON", help="file for the result")
     options = parser.parse_args(arguments)
+    if not 1 <= min(options.samples, options.seeds):
+        parser.error("--samples and --seeds must be 1 or more")
     try:
         sizes = [int(size) for size in options.sizes.split(",")]
     except ValueError:
         parser.error(f"--sizes takes numbers with commas between, got {options.sizes!r}")
-    if min(*sizes, options.samples, options.seeds, 2**30) < 1:
-        parser.error("--sizes, --samples and --seeds must be 1 or more")
+    if min(sizes) < 1:
+        parser.error("--sizes must be 1 or more")
     try:
         tasks, samples = take_samples(options)
     except (ConfigError, CheckpointError, DataError) as error:
@@ -144,12 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 4
     rows = []
     print(
-        f"{'k':>7}{'cosine rms':>12}{'max':>9}{'bound':>9}" + "".join(f"{method:>13}" for method in METHODS)
+        f"{'k':>7}{'cosine rms':>12}{'max':>9}{'bound':>9}" + "".join(f"{method:>17}" for method in METHODS)
     )
     for size in sizes:
         row = measure(tasks, samples, size, options.seeds)
         rows.append(row)
-        cells = "".join(f"{row['coefficients_rms'][method]:>13.4f}" for method in METHODS)
+        cells = "".join(f"{row['coefficients_rms'][method]:>17.4f}" for method in METHODS)
         print(
             f"{size:>7}{row['cosine_rms']:>12.4f}{row['cosine_max']:>9.4f}{row['cosine_bound']:>9.4f}{cells}",
             flush=True,
