@@ -55,7 +55,7 @@ def test_bench_sketch_measures_real_gradients(monkeypatch, nano_options, tmp_pat
 
 def test_page_shows_the_committed_sketches():
     result = json.loads((TOOLS.parent / "docs" / "results" / "sketch.json").read_text(encoding="utf-8"))
-    page = (TOOLS.parent / "docs" / "many_ranks.md").read_text(encoding="utf-8")
+    page = (TOOLS.parent / "docs" / "results" / "sketch.md").read_text(encoding="utf-8")
     for row in result["rows"]:
         errors = [
             row["cosine_rms"],
