@@ -107,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         message = message or f"unexpected {type(error).__name__}, see above"
-        print(f"perception: error: {who}{message}", file=sys.stderr)
+        print(f"perception: error: {who}{message}", file=sys.stderr, flush=True)
+        if type(error).__name__ == "RankFailure":
+            from perception.engine.rank_watch import end_process
+
+            sys.stdout.flush()
+            end_process(code)
         return code
 
 

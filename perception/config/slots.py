@@ -13,7 +13,7 @@ PARAMWISE_KEYS = (
 LOADER_KEYS = (
     "dataset sampler collate_fn batch_size num_workers drop_last persistent_workers pin_memory prefetch_factor timeout"
 ).split()
-DIST_KEYS = "backend timeout init_method world_size rank store group_name init_backend".split()
+DIST_KEYS = "backend init_method world_size rank store group_name init_backend".split()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -102,6 +102,15 @@ def told_failure() -> str:
     return verdict.message
 
 
+def end_process(code: int) -> NoReturn:
+    """Leave at once, with the loader workers: an orderly end would wait for them, and may wait for other ranks."""
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(code)
+
+
 def _is_one_host() -> bool:
     is_local = os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1", "::1")
     return is_local or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
@@ -115,11 +124,7 @@ def _conclude(verdict: Verdict, own_rank: int, is_taken_over: threading.Event) -
     writer = threading.Thread(target=_report, args=(verdict, own_rank), daemon=True)
     writer.start()
     writer.join(_MESSAGE_S)
-    try:
-        for child in multiprocessing.active_children():
-            child.kill()
-    finally:
-        os._exit(HUNG if verdict.kind == "hung" else _FAILED)
+    end_process(HUNG if verdict.kind == "hung" else _FAILED)
 
 
 def _report(verdict: Verdict, own_rank: int) -> None:

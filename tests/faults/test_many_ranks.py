@@ -34,17 +34,18 @@ class Job:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        words = [*(launcher or []), str(DRIVER), str(self.run), plan, watch]
+        words = [sys.executable, *(launcher or []), str(DRIVER), str(self.run), plan, watch]
+        if launcher and launcher[0] == "bash":
+            words = [*launcher, "--work-dir", str(self.run)]
         self.processes = [self._start(rank, port, words) for rank in range(1 if launcher else 2)]
 
     def _start(self, rank: int, port: int, words: list[str]) -> subprocess.Popen:
-        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", MARK: str(self.run),
-               "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+               "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+               MARK: str(self.run), "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
         with open(f"{self.run}.out{rank}", "wb") as out:
-            return subprocess.Popen(
-                [sys.executable, *words], env=env, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT
-            )
+            return subprocess.Popen(words, env=env, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT)
 
     def wait(self, rank: int = 0) -> tuple[int, float]:
         """Exit code, and seconds since the deed."""
@@ -65,6 +66,12 @@ class Job:
             except OSError:  # another user's, or gone
                 continue
         return found
+
+    def process_of(self, rank: int) -> int:
+        """Of a job without loader workers."""
+        (pid,) = (pid for pid in self.left() if f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+                  and b"torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
+        return pid
 
     def assert_nothing_is_left(self) -> None:
         until = time.monotonic() + 20
@@ -144,6 +151,25 @@ def test_a_killed_rank_ends_the_job_under_torchrun(start: Callable[..., Job], ki
     assert seconds < 10
     assert "exitcode  : -9" in job.output()
     assert f"rank      : {killed} (local_rank: {killed})" in job.output()
+    job.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_shipped_launcher(start: Callable[..., Job], nano_options: list[str]) -> None:
+    """`tools/dist_train.sh` on the nano model, killed from outside in the middle of its training."""
+    options = [*nano_options, "train_dataloader.batch_size=1", "train_cfg.max_epochs=200"]
+    job = start("", launcher=["bash", "tools/dist_train.sh", "bevformer_nano", "2", "--set", *options])
+    until = time.monotonic() + DEADLINE
+    log = job.run / "log.jsonl"
+    while not (log.exists() and any(line["kind"] == "train" for line in read_log(log))):
+        assert time.monotonic() < until, job.output()
+        assert job.processes[0].poll() is None, job.output()
+        time.sleep(0.5)
+    os.kill(job.process_of(1), signal.SIGKILL)
+    killed = time.monotonic()
+    assert job.processes[0].wait(timeout=DEADLINE) != 0
+    assert time.monotonic() - killed < 10
+    assert "rank      : 1 (local_rank: 1)" in job.output()
     job.assert_nothing_is_left()
 
 
