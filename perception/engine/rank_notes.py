@@ -1,6 +1,6 @@
 """What this rank last did that concerns the others, for the watch that names a rank that hangs (see `rank_watch`).
 
-The training thread only writes here, which takes about a microsecond; the watch's thread reads and sends.
+The training thread only writes here, which takes a few microseconds; the watch's thread reads and sends.
 """
 
 from collections.abc import Iterator
