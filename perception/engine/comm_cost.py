@@ -14,6 +14,7 @@ from perception.engine.comm_model import MODES, Mode, StepShape, modes_of, step_
 from perception.engine.seed_statistics import markdown_table
 
 _NODE = 8  # GPUs of a DGX A100
+_SKETCH_CHUNK = 1 << 20  # columns that a sketch takes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,17 @@ def step_memory(mode: Mode, shape: StepShape) -> float:
     """Bytes per rank of gradients and messages where most of them are alive at once, on NCCL.
 
     Plain: the gradient and its buckets. Exact: T local rows, T parts, the combined part, the update, and what is
-    gathered for it; on gloo T rows more, which arrived and are not added yet. Sketched: T rows, the update and its
-    buckets. Whole: T local rows and their sums. The others: as plain, and T gradients of what is compared.
+    gathered for it; on gloo up to T rows more, which arrived and are not added yet. Sketched: T rows, then either what
+    sketching a chunk of columns takes, or the update and its buckets. Whole: T local rows and their sums, without a
+    method's own arithmetic on its largest parameter. The others: as plain, and T gradients of what is compared.
     """
     tasks, row = shape.num_tasks, shape.num_parameters * shape.row_bytes
     plain = 2 * shape.num_parameters * shape.num_bytes
+    chunk = min(shape.num_parameters, _SKETCH_CHUNK) * (12 + 20 * tasks)
     return {
         "plain": plain,
         "exact": (tasks + 2) * row + (tasks + 1) * row / shape.num_ranks,
-        "sketched": tasks * row + plain,
+        "sketched": tasks * row + max(plain, chunk),
         "whole": 2 * tasks * row,
         "features": plain + tasks * shape.num_features * shape.row_bytes,
         "last_layer": plain + 2 * tasks * shape.num_last_layer * shape.row_bytes,

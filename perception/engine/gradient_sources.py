@@ -7,7 +7,7 @@ ones are summed over ranks before anything is compared.
 With a loss scale every backward runs on scaled losses, and every Gram matrix and update is that of the unscaled ones.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -422,19 +422,20 @@ def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:
 
 
 def keep_parts(
-    gradients: TaskGradients, exchange: RowExchange, pending: Mapping[int, Callable[[], Tensor]]
+    gradients: TaskGradients, exchange: RowExchange, pending: MutableMapping[int, Callable[[], Tensor]]
 ) -> None:
     """Leave in `gradients` this rank's part of the ranks' sum.
 
     Args:
         gradients: local ones.
         exchange: what they were sent by.
-        pending: task number → what waits for its part, in the order of sending; the other tasks are zeros.
+        pending: task number → what waits for its part, in the order of sending; the other tasks are zeros. It is
+            emptied, as each entry holds what its task received.
     """
     num_columns = sum(end - start for start, end in exchange.owned)
     part = gradients.rows.new_zeros(len(gradients.rows), num_columns)
-    for task_idx, wait in pending.items():
-        part[task_idx] = wait()
+    for task_idx in list(pending):
+        part[task_idx] = pending.pop(task_idx)()
     gradients.keep_part(part, exchange.owned)
 
 

@@ -98,7 +98,8 @@ class RowExchange:
         for bucket, (first, end) in zip(self._buckets, self.owned, strict=True):
             piece = part[offset : offset + end - first].to(device)
             offset += end - first
-            piece = F.pad(piece, (0, bucket.piece - len(piece))).contiguous()
+            missing = bucket.piece - len(piece)
+            piece = F.pad(piece, (0, missing)) if missing else piece.contiguous()
             received = piece.new_empty(bucket.piece * world_size())
             pending.append((bucket, received, dist.all_gather_into_tensor(received, piece, async_op=True)))
         for bucket, received, work in pending:

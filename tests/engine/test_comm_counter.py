@@ -14,6 +14,7 @@ import torch.distributed as dist
 import toy_world
 
 from perception.engine.collectives import sum_over_ranks
+from perception.engine.comm_cost import step_memory
 from perception.engine.comm_counter import COUNTED, count_collectives, socket_bytes_sent
 from perception.engine.comm_model import Mode, StepShape, sent_bytes, step_exchanges
 from tests.engine.launching import launch
@@ -158,6 +159,22 @@ def test_sockets_send_what_was_counted(tmp_path: Path, num_ranks: int) -> None:
             pytest.skip("the system does not count what a socket sends")
         mean = sum(real) / num_ranks
         assert wanted <= mean <= 1.01 * wanted + 20_000, (mode, wanted, real)
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_step_is_what_the_model_says(tmp_path: Path) -> None:
+    """440,002 parameters; beside gradients there are activations, and on gloo copies of what is gathered or arrives."""
+    jobs: list[tuple[str, int, Mode]] = [
+        ("CutToyModel", 2 * WIDE, mode) for mode in ("plain", "exact", "sketched")
+    ]
+    run(tmp_path, 2, jobs, optim_wrapper__optimizer={"type": "SGD", "lr": 0.01})
+    for name, width, mode in jobs:
+        shape = shape_of(name, width, 2)
+        row = 4 * shape.num_parameters
+        peak = found(tmp_path, name, width, mode, 0)["peak_mib"] * 2**20
+        least = step_memory(mode, shape)
+        slack = 0.4 + (shape.num_tasks if mode == "exact" else 0)
+        assert 0.9 * least <= peak <= least + slack * row, (mode, peak / row, least / row)
 
 
 def test_every_collective_of_ours_is_counted() -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import toy_world
 
 from perception.engine import PerceptionRunner, TrainLoop, collectives
+from perception.engine.balance_benchmark import peak_mib
 from perception.engine.comm_counter import count_collectives, socket_bytes_sent
 from perception.engine.row_exchange import RowExchange
 
@@ -133,11 +134,14 @@ def methods(names: list[str], *, precision: str, way: str, out: str) -> None:
 
 
 def count(work_dir: str, *, out: str, model: str, **changes: Any) -> None:
-    """The collectives of a run's second step, and what this rank's sockets sent in it."""
+    """The collectives of a run's second step, what this rank's sockets sent in it, and the first step's memory."""
     found: dict[str, Any] = {}
     real_step = TrainLoop._run_step
 
     def step(self: Any, data_batch: Any) -> None:
+        if self.iter == 0:
+            found["peak_mib"] = peak_mib(lambda: real_step(self, data_batch), torch.device("cpu"))
+            return
         if self.iter != 1:
             real_step(self, data_batch)
             return
