@@ -167,7 +167,7 @@ def test_the_peak_of_a_step_is_what_the_model_says(tmp_path: Path) -> None:
     jobs: list[tuple[str, int, Mode]] = [
         ("CutToyModel", 2 * WIDE, mode) for mode in ("plain", "exact", "sketched")
     ]
-    run(tmp_path, 2, jobs, optim_wrapper__optimizer={"type": "SGD", "lr": 0.01})
+    run(tmp_path, 2, jobs, has_peak=True, optim_wrapper__optimizer={"type": "SGD", "lr": 0.01})
     for name, width, mode in jobs:
         shape = shape_of(name, width, 2)
         row = 4 * shape.num_parameters

@@ -133,13 +133,13 @@ def methods(names: list[str], *, precision: str, way: str, out: str) -> None:
         torch.save(weights, out)
 
 
-def count(work_dir: str, *, out: str, model: str, **changes: Any) -> None:
-    """The collectives of a run's second step, what this rank's sockets sent in it, and the first step's memory."""
+def count(work_dir: str, *, out: str, model: str, has_peak: bool = False, **changes: Any) -> None:
+    """The collectives of a run's second step, what its sockets sent in it; with `has_peak` the first step's memory."""
     found: dict[str, Any] = {}
     real_step = TrainLoop._run_step
 
     def step(self: Any, data_batch: Any) -> None:
-        if self.iter == 0:
+        if self.iter == 0 and has_peak:
             found["peak_mib"] = peak_mib(lambda: real_step(self, data_batch), torch.device("cpu"))
             return
         if self.iter != 1:
