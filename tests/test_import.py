@@ -94,3 +94,23 @@ def test_openmmlab_packages_import():
         print(mmcv.ops.get_compiling_cuda_version() != "")
     """)
     assert out.split()[-1] == "True"
+
+
+def test_mmengine_leaves_deepspeed_alone(tmp_path):
+    """Its import takes seconds and prints, so only the strategy that needs it does it."""
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "__init__.py").write_text("print('imported')\n")
+    out = run_python(
+        """
+        import importlib, sys
+        import perception
+        from perception.utils.mmengine_finder import DeepSpeedHider, install
+        install()
+        print([isinstance(f, DeepSpeedHider) for f in sys.meta_path].count(True))
+        from mmengine._strategy.deepspeed import deepspeed
+        print(deepspeed, "deepspeed" in sys.modules)
+        import deepspeed
+        """,
+        tmp_path,
+    )
+    assert out.split() == ["1", "None", "False", "imported"]

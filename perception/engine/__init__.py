@@ -2,6 +2,7 @@
 
 from perception.engine.balancing_check import check_balancing
 from perception.engine.classes_check import check_config_classes
+from perception.engine.deepspeed_strategy import DeepSpeedStrategy
 from perception.engine.epoch_sampler import EpochSampler
 from perception.engine.eval_loop import EvalLoop
 from perception.engine.hooks import (
@@ -32,6 +33,7 @@ __all__ = [
     "BalancerHook",
     "CheckpointHook",
     "DDPStrategy",
+    "DeepSpeedStrategy",
     "EpochSampler",
     "EvalLoop",
     "LogHook",

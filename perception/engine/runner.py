@@ -321,13 +321,14 @@ class PerceptionRunner(FlexibleRunner):
         rank_states = gather_rank_states(self.bare_model, self.train_loop.dataloader.sampler)
         folder = Path(self.work_dir) / CHECKPOINTS_DIR
         path, error = None, None
+        optimizer_state = self.strategy.optim_state_dict()  # gathered from all ranks where it is sharded
         if self.rank == 0:
             try:
                 path = save_checkpoint(
                     folder,
                     step=self.iter,
                     model_state=self.strategy.model_state_dict(),
-                    optimizer_state=self.strategy.optim_state_dict(),
+                    optimizer_state=optimizer_state,
                     state=self._describe_state(),
                     max_keep=max_keep,
                     **rank_states,

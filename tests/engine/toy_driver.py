@@ -163,6 +163,78 @@ def count(work_dir: str, *, out: str, model: str, has_peak: bool = False, **chan
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps(found))
 
 
+def shard(kind: str, *, options: dict[str, Any], out: str) -> None:
+    """Six updates by torch's optimiser, and by a sharded one that is saved and built anew after three."""
+    from torch import nn
+
+    from perception.engine.deepspeed_strategy import start_engine
+    from perception.engine.zero_optimizer import ZeroOptimizer
+
+    def build() -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(2, 1))
+        model[0].bias.requires_grad_(False)
+        groups = [
+            {"params": [p], "lr": 0.2 if name == "0.weight" else 0.1} for name, p in model.named_parameters()
+        ]
+        return model, getattr(torch.optim, kind)(groups, **options)
+
+    def build_sharded() -> tuple[nn.Module, Any]:
+        model, optimizer = build()
+        return model, ZeroOptimizer(optimizer, model, start_engine=start_engine)
+
+    def advance(model: nn.Module, optimizer: Any, steps: range) -> None:
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            for name, p in model.named_parameters():
+                # One is frozen, two never have a gradient, one has none in every other update.
+                is_idle = name.startswith("2") or (kind == "SGD" and name == "1.bias" and step % 2 == 0)
+                grad = torch.randn(p.shape, generator=generator)
+                p.grad = grad if p.requires_grad and not is_idle else None
+            optimizer.param_groups[0]["lr"] = 0.2 / (step + 1)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    plain, reference = build()
+    advance(plain, reference, range(6))
+    first, optimizer = build_sharded()
+    advance(first, optimizer, range(3))
+    state = optimizer.state_dict()
+    if collectives.rank() == 0:
+        torch.save(state, f"{out}.middle")
+    dist.barrier()
+    model, optimizer = build_sharded()
+    model.load_state_dict(first.state_dict())
+    optimizer.load_state_dict(torch.load(f"{out}.middle", weights_only=True))
+    advance(model, optimizer, range(3, 6))
+    found = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+    wanted = {"weights": plain.state_dict(), "optimizer": reference.state_dict()}
+    torch.save({"found": found, "wanted": wanted}, f"{out}.{collectives.rank()}")
+
+
+def check_changed_deepspeed(*, out: str) -> None:
+    """What the check at the start says of a DeepSpeed that does something else with gradients."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    from perception.engine.deepspeed_strategy import check_deepspeed, start_engine
+
+    real = DeepSpeedZeroOptimizer._optimizer_step
+
+    def shifted(self: Any, number: int) -> None:
+        self.single_partition_of_fp32_groups[number].grad += 1e-3
+        real(self, number)
+
+    DeepSpeedZeroOptimizer._optimizer_step = shifted
+    message = ""
+    try:
+        check_deepspeed(start_engine)
+    except RuntimeError as error:
+        message = str(error)
+    finally:
+        DeepSpeedZeroOptimizer._optimizer_step = real
+    Path(f"{out}.{collectives.rank()}").write_text(message)
+
+
 def main() -> None:
     jobs = {
         "refuse": refuse,
@@ -174,6 +246,8 @@ def main() -> None:
         "exchange": exchange,
         "methods": methods,
         "count": count,
+        "shard": shard,
+        "changed_deepspeed": check_changed_deepspeed,
     }
     for job in json.loads(sys.argv[1]):
         jobs[job.pop("job")](**job.pop("changes", {}), **job)
