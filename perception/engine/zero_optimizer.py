@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perception.engine.collectives import comm_device, rank, world_size
+from perception.engine.rank_notes import exchange
 from perception.utils import get_logger
 
 logger = get_logger("engine")
@@ -92,6 +93,8 @@ class ZeroOptimizer(Optimizer):
             {**self.param_groups[members[0]], "params": list(shard)}
             for members, shard in zip(self._members, self._shards, strict=True)
         ]
+        for p in model.parameters():
+            p.data = p.data.contiguous()  # DeepSpeed takes no other, and its flat tensors are no other
         self._engine = start_engine(model, optimizer)
         self._zero = self._engine.optimizer
         _take_off_hooks(self._engine)
@@ -123,7 +126,7 @@ class ZeroOptimizer(Optimizer):
                 if piece.parameter.grad is not None:
                     piece.within(own).copy_(piece.of(piece.parameter.grad))
             self._zero.averaged_gradients[number] = [own]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), exchange("sharded update"):
             warnings.simplefilter("ignore", FutureWarning)  # it calls what torch 2.13 has new names for
             self._engine.step()
         if self._zero.overflow:
@@ -300,7 +303,8 @@ def _gather_on_first(part: Tensor) -> Tensor | None:
     """(N * S,) of the ranks' (S,) parts, on the first rank; every rank must call this."""
     part = part.detach().to(comm_device())
     parts = [torch.empty_like(part) for _ in range(world_size())] if rank() == 0 else None
-    dist.gather(part, parts)
+    with exchange("the optimiser's state of all ranks"):
+        dist.gather(part, parts)
     return None if parts is None else torch.cat(parts)
 
 

@@ -1,5 +1,6 @@
 """Starts the toy driver on several ranks."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 DRIVER = Path(__file__).with_name("toy_driver.py")
 
@@ -28,3 +31,10 @@ def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150
     outputs = [process.communicate(timeout=limit_s + 20)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * num_ranks, "\n".join(output[-3000:] for output in outputs)
+
+
+def needs_deepspeed(test: Any) -> Any:
+    """A slow test that is skipped where DeepSpeed is missing."""
+    is_missing = importlib.util.find_spec("deepspeed") is None
+    skip = pytest.mark.skipif(is_missing, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
+    return pytest.mark.slow(skip(test))

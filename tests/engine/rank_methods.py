@@ -8,6 +8,8 @@ from torch import Tensor
 from perception.balancing import TaskLosses, balancer_names, build_balancer
 from perception.engine import gradient_sources
 from perception.engine.collectives import rank, world_size
+from perception.engine.deepspeed_strategy import start_engine
+from perception.engine.zero_optimizer import ZeroOptimizer
 from tests.engine.test_gradient_sources import TASKS, Net, batch, make, spec_of
 
 GLOBAL_BATCH, STEPS = 4, 10
@@ -41,12 +43,14 @@ def local_losses(net: Net, step: int) -> TaskLosses:
     return TaskLosses(losses, counts, TASKS)
 
 
-def weights_after(method: str, precision: str, **options: Any) -> Tensor:
-    """(3, P) float64: all weights at the start, after one step and after all of them."""
+def weights_after(method: str, precision: str, *, is_sharded: bool = False, **options: Any) -> Tensor:
+    """(3, P) float64: all weights at the start, after one step and after all of them; by ZeRO-2 if sharded."""
     net = Net().to(torch.float64 if precision == "float64" else torch.float32)
     if precision == "bf16":
         options["precision"] = "bf16"
     wrapper = make(net, spec_of(method), **options)
+    if is_sharded:
+        wrapper.optimizer = ZeroOptimizer(wrapper.optimizer, net, start_engine=start_engine)
     found = []
     for step in range(STEPS):
         if step < 2:
@@ -63,10 +67,11 @@ def all_weights(methods: list[str], precision: str, way: str) -> dict[str, Tenso
     Args:
         methods: their names.
         precision: "float64", "float32" or "bf16".
-        way: "exact"; "sketch", with sketches that are exact; "local": conflicts of each rank's own gradients.
+        way: "exact"; "zero", exact with a sharded optimiser; "sketch", with sketches that are exact; "local":
+            conflicts of each rank's own gradients.
     """
-    if way == "exact":
-        return {method: weights_after(method, precision) for method in methods}
+    if way in ("exact", "zero"):
+        return {method: weights_after(method, precision, is_sharded=way == "zero") for method in methods}
     real = gradient_sources.sum_over_ranks, gradient_sources.from_first_rank
     if way == "local":
         gradient_sources.sum_over_ranks = gradient_sources.from_first_rank = lambda values: values

@@ -1,6 +1,5 @@
 """ZeRO over gloo: the same updates as one process on the joined batch, and an exact resume. One launch of two ranks."""
 
-import importlib.util
 import math
 import signal
 import sys
@@ -15,14 +14,7 @@ import toy_world
 from perception.engine import DeepSpeedStrategy, PerceptionRunner, read_log
 from perception.engine.deepspeed_strategy import start_deepspeed
 from perception.engine.zero_optimizer import ZeroOptimizer
-from tests.engine.launching import launch
-
-
-def needs_deepspeed(test: Any) -> Any:
-    is_missing = importlib.util.find_spec("deepspeed") is None
-    skip = pytest.mark.skipif(is_missing, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
-    return pytest.mark.slow(skip(test))
-
+from tests.engine.launching import launch, needs_deepspeed
 
 STAGES = (0, 1, 2)
 BALANCERS = ("sum", "pcgrad", "mgda", "dwa")
