@@ -159,7 +159,8 @@ def _registry_lookup(name: str) -> Any:
         return None
     if scope in {"mmdet", "mmdet3d"}:
         importlib.import_module(f"{scope}.registry")
-    for registry in _registries():
+    # Ours first, as in a run, where MMEngine's default scope is ours: some names are in both.
+    for registry in sorted(_registries(), key=lambda registry: registry.scope != "perception"):
         if scope and registry.scope != scope:
             continue
         if scope or registry.scope == "perception":

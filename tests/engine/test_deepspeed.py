@@ -11,7 +11,7 @@ import torch
 import toy_driver
 import toy_world
 
-from perception.engine import DeepSpeedStrategy, PerceptionRunner, read_log
+from perception.engine import DDPStrategy, DeepSpeedStrategy, PerceptionRunner, read_log
 from perception.engine.deepspeed_strategy import start_deepspeed
 from perception.engine.zero_optimizer import ZeroOptimizer
 from tests.engine.launching import launch, needs_deepspeed
@@ -224,3 +224,12 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     frozen = torch.nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(ValueError, match="has no parameter that is trained"):
         ZeroOptimizer(torch.optim.SGD(frozen.parameters()), frozen, start_engine=start)
+
+
+def test_the_command_line_takes_it_by_name() -> None:
+    """MMEngine has strategies of the same names; ours is what runs, so ours is what is checked."""
+    from perception.config.types import resolve_type
+
+    assert resolve_type("DeepSpeedStrategy", "strategy.type") is DeepSpeedStrategy
+    assert resolve_type("DDPStrategy", "strategy.type") is DDPStrategy
+    assert resolve_type("mmengine.DDPStrategy", "strategy.type") is not DDPStrategy
