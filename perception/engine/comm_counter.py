@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from perception.engine.comm_model import Kind, sent_bytes
+from perception.engine.row_exchange import ALL_GATHER, REDUCE_SCATTER
 
 _BYTES_SENT = 200  # offset of tcpi_bytes_sent in Linux's struct tcp_info, since 4.19
 
@@ -25,8 +26,8 @@ COUNTED: dict[str, tuple[Kind, int, str]] = {
     "all_reduce": ("all_reduce", 0, "tensor"),
     "broadcast": ("broadcast", 0, "tensor"),
     "all_gather": ("all_gather", 0, "tensor_list"),
-    "all_gather_into_tensor": ("all_gather", 0, "output_tensor"),
-    "reduce_scatter_tensor": ("reduce_scatter", 1, "input"),
+    ALL_GATHER: ("all_gather", 0, "output_tensor"),
+    REDUCE_SCATTER: ("reduce_scatter", 1, "input"),
     "all_to_all_single": ("all_to_all", 1, "input"),
 }
 

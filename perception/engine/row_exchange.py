@@ -14,6 +14,11 @@ from torch import Tensor
 from perception.engine.collectives import comm_device, rank, world_size
 from perception.engine.rank_notes import exchange
 
+# torch 2.13 gave them these names, and warns of the older ones.
+_IS_RENAMED = hasattr(dist, "all_gather_single")
+ALL_GATHER = "all_gather_single" if _IS_RENAMED else "all_gather_into_tensor"
+REDUCE_SCATTER = "reduce_scatter_single" if _IS_RENAMED else "reduce_scatter_tensor"
+
 
 @dataclass(frozen=True)
 class _Bucket:
@@ -101,7 +106,8 @@ class RowExchange:
             missing = bucket.piece - len(piece)
             piece = F.pad(piece, (0, missing)) if missing else piece.contiguous()
             received = piece.new_empty(bucket.piece * world_size())
-            pending.append((bucket, received, dist.all_gather_into_tensor(received, piece, async_op=True)))
+            gather = getattr(dist, ALL_GATHER)
+            pending.append((bucket, received, gather(received, piece, async_op=True)))
         for bucket, received, work in pending:
             work.wait()
             whole[bucket.start : bucket.end].copy_(received[: bucket.end - bucket.start])
@@ -118,7 +124,7 @@ def _start_bucket(block: Tensor) -> Callable[[], Tensor]:
     piece = len(block) // world_size()
     swaps = dist.get_backend() == "gloo"
     received = block.new_empty(len(block) if swaps else piece)
-    add = dist.all_to_all_single if swaps else dist.reduce_scatter_tensor
+    add = dist.all_to_all_single if swaps else getattr(dist, REDUCE_SCATTER)
     work = add(received, block, async_op=True)
 
     def wait() -> Tensor:

@@ -17,7 +17,6 @@ GLOBAL_BATCH, STEPS = 4, 10
 ELSEWHERE = ("connection_strength", "cross_stitch", "recon", "recon_scores", "rotograd")
 METHODS = tuple(name for name in balancer_names() if name not in ELSEWHERE)
 COMPARING = tuple(name for name in METHODS if build_balancer(spec_of(name)).needs_gram)
-QUICK = ("sum", "uncertainty", "graddrop", "mgda", "wpcgrad-seg-vel", "mclgs", "amtl")
 TELLING = ("pcgrad", "mgda", "wpcgrad-seg-vel")
 """With which the conflicts of each rank's own gradients are tried."""
 LARGE_SKETCH = 4096

@@ -10,17 +10,12 @@ from torch import Tensor
 from tests.engine import rank_methods
 from tests.engine.launching import launch, needs_deepspeed
 
+pytestmark = pytest.mark.slow  # `test_two_ranks` has some of the methods
+
 # Of the way that the weights went: after one step, after ten.
 TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (5e-6, 1e-4), "bf16": (3e-2, 3e-2)}
-CASES = [
-    pytest.param(ranks, precision, method, marks=[] if is_quick else pytest.mark.slow)
-    for ranks in (2, 4)
-    for precision in TOLERANCES
-    for method in rank_methods.METHODS
-    for is_quick in [(ranks, precision) == (2, "float64") and method in rank_methods.QUICK]
-]
+CASES = [(ranks, precision) for ranks in (2, 4) for precision in TOLERANCES]
 KINDS = {
-    "quick": rank_methods.QUICK,
     "exact": rank_methods.METHODS,
     "zero": rank_methods.METHODS,
     "sketch": rank_methods.COMPARING,
@@ -43,10 +38,9 @@ def distances(folder: Path, num_ranks: int, way: str, precision: str, method: st
 
     One launch runs all methods of a kind.
     """
-    kind = "quick" if way == "exact" and method in rank_methods.QUICK else way
-    file = folder / f"{num_ranks}-{kind}-{precision}.pt"
+    file = folder / f"{num_ranks}-{way}-{precision}.pt"
     if not file.is_file():
-        names = list(KINDS[kind])
+        names = list(KINDS[way])
         job = {"job": "methods", "names": names, "precision": precision, "way": way, "out": str(file)}
         launch([job], num_ranks=num_ranks, limit_s=500)
     found = torch.load(file, weights_only=True)[method]
@@ -56,7 +50,8 @@ def distances(folder: Path, num_ranks: int, way: str, precision: str, method: st
     return float(first), float(last)
 
 
-@pytest.mark.parametrize(("num_ranks", "precision", "method"), CASES)
+@pytest.mark.parametrize(("num_ranks", "precision"), CASES)
+@pytest.mark.parametrize("method", rank_methods.METHODS)
 def test_updates_are_those_of_the_joined_batch(
     folder: Path, num_ranks: int, precision: str, method: str
 ) -> None:
@@ -74,7 +69,6 @@ def test_updates_are_the_same_with_zero(folder: Path, precision: str, method: st
     assert last <= TOLERANCES[precision][1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 4])
 @pytest.mark.parametrize("method", rank_methods.COMPARING)
 def test_sketches_of_ranks_add_up(folder: Path, num_ranks: int, method: str) -> None:
