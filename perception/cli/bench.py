@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,18 +239,10 @@ def run_balance(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     workload = _workload(args, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     from perception.engine.balance_benchmark import balance_table, benchmark_balance
-    from perception.utils import write_json_atomic
 
     methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
     result = benchmark_balance(workload, methods=methods, num_steps=args.steps)
-    result["command"] = shlex.join(["perception", *sys.argv[1:]])
-    if args.out is not None:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(args.out, result)
-    if args.json:
-        print_json(result)
-    else:
-        print(balance_table(result), end="")
+    _hand_out(result, args, balance_table)
     return exit_codes.RUN_FAILED if result["failed"] else exit_codes.OK
 
 
@@ -257,7 +250,6 @@ def run_comm(args: argparse.Namespace) -> int:
     """Reckon exchanges."""
     from perception.config import ConfigError
     from perception.engine.comm_cost import comm_table, reckon_comm
-    from perception.utils import write_json_atomic
 
     for name in ("last_layer", "features"):
         if len(getattr(args, name)) != 1:
@@ -279,6 +271,16 @@ def run_comm(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _hand_out(result, args, comm_table)
+    return exit_codes.OK
+
+
+def _hand_out(
+    result: dict[str, Any], args: argparse.Namespace, table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Write the result where ``--out`` says, with the command that made it; print it as ``--json`` says."""
+    from perception.utils import write_json_atomic
+
     result["command"] = shlex.join(["perception", *sys.argv[1:]])
     if args.out is not None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -286,8 +288,7 @@ def run_comm(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print(comm_table(result), end="")
-    return exit_codes.OK
+        print(table(result), end="")
 
 
 def _workload(args: argparse.Namespace, device: str) -> Any:
