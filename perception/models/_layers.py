@@ -19,9 +19,27 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def offset_normalizer(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(L, 2): (width, height) of each level, by which sampling offsets in cells become fractions."""
-    return like.new_tensor([(width, height) for height, width in spatial_shapes])
+def sampling_locations(
+    reference: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Where a deformable attention samples: offsets from reference points, for all heads and levels.
+
+    Args:
+        reference: (B, Q, M, R, 2), (x, y) in 0..1 of the map in slot m; the points take its R entries in turn.
+        offsets: (B, Q, H, L, M or 1, P, 2), cells of the level; P is a multiple of R.
+        spatial_shapes: (height, width) of each of the L levels.
+
+    Returns:
+        (B, Q, H, L, M, P, 2), in 0..1.
+    """
+    batch, num_query, slots, entries, _ = reference.shape
+    points = offsets.shape[-2]
+    sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+    # Both are laid out point by point: torch then runs along all points instead of along the pairs (x, y).
+    sizes = sizes[:, None, None].repeat(1, 1, points, 1)  # (L, 1, P, 2)
+    reference = reference[:, :, :, None].expand(-1, -1, -1, points // entries, -1, -1)
+    reference = reference.reshape(batch, num_query, 1, 1, slots, points, 2)
+    return torch.addcdiv(reference, offsets, sizes)
 
 
 def spread_offsets(num_heads: int, repeats: int, num_points: int) -> Tensor:
@@ -79,7 +97,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) → (..., C)."""
-        hidden = self.dropout(self.linear1(x).relu())
+        hidden = self.dropout(self.linear1(x).relu_())
         return x + self.dropout(self.linear2(hidden))
 
 

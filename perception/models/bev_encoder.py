@@ -13,7 +13,7 @@ from perception.models._layers import FeedForward
 from perception.models.camera_projection import CameraPlan, pillar_points, plan_cameras, project_pillars
 from perception.models.history import clear_motion, rotate_bev
 from perception.models.spatial_cross_attention import SpatialCrossAttention
-from perception.models.temporal_self_attention import TemporalSelfAttention
+from perception.models.temporal_self_attention import QUEUE, TemporalSelfAttention
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.structures import EGO_MOTION_SIZE, BEVGrid, bev_shift
@@ -99,8 +99,7 @@ class BEVEncoderLayer(nn.Module):
         self,
         query: Tensor,
         bev_pos: Tensor,
-        history: Tensor,
-        current: Tensor,
+        seen: Tensor,
         reference_points: Tensor,
         bev_shape: tuple[int, int],
         features: Tensor,
@@ -108,7 +107,7 @@ class BEVEncoderLayer(nn.Module):
         plan: CameraPlan,
     ) -> Tensor:
         """(B, Q, C) → (B, Q, C); arguments as the two attentions name them."""
-        query = self.temporal_self_attention(query, bev_pos, history, current, reference_points, bev_shape)
+        query = self.temporal_self_attention(query, bev_pos, seen, reference_points, bev_shape)
         query = self.norms[0](query)
         query = self.norms[1](self.spatial_cross_attention(query, features, spatial_shapes, plan))
         return self.norms[2](self.ffn(query))
@@ -277,20 +276,20 @@ class BEVEncoder(nn.Module):
         )
         reference_points = self.temporal_reference(ego_motion, has_prev)
         bev_pos = self.positional_encoding()
-        current = query = self.initial_queries(ego_motion)
-        history = None
+        query = self.initial_queries(ego_motion)
+        queue = None
         if prev_bev is not None:
             history = rotate_bev(prev_bev, ego_motion[:, -1], self.grid, self.compat.rotate_center)
-        use_history = has_prev[:, None, None]
+            queue = torch.stack([history, query], dim=1)  # (B, 2, Q, C)
+        use_queue = has_prev[:, None, None, None]
         for layer in self.layers:
             # A sample without history looks twice at the layer's own query instead.
-            past = query if history is None else torch.where(use_history, history, query)
-            present = query if history is None else torch.where(use_history, current, query)
+            twice = query[:, None].expand(-1, QUEUE, -1, -1)
+            seen = twice if queue is None else torch.where(use_queue, queue, twice)
             query = layer(
                 query,
                 bev_pos,
-                past,
-                present,
+                seen,
                 reference_points,
                 (self.grid.bev_h, self.grid.bev_w),
                 features,

@@ -203,6 +203,7 @@ class BoxHead(nn.Module):
                 (self.grid.bev_h, self.grid.bev_w),
                 num_groups if extra is None else 1,
                 attention_mask,
+                layer_idx == 0,
             )
             boxes = query[:, :num_boxes]
             raw = self.reg_branches[branch](boxes) * self.code_scale
@@ -305,10 +306,10 @@ def _cls_branch(embed_dims: int, num_classes: int) -> nn.Sequential:
     branch = nn.Sequential(
         nn.Linear(embed_dims, embed_dims),
         nn.LayerNorm(embed_dims),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(embed_dims, embed_dims),
         nn.LayerNorm(embed_dims),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(embed_dims, num_classes),
     )
     nn.init.constant_(branch[-1].bias, -4.59511985)  # prior probability 0.01
@@ -318,9 +319,9 @@ def _cls_branch(embed_dims: int, num_classes: int) -> nn.Sequential:
 def _reg_branch(embed_dims: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(embed_dims, embed_dims),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(embed_dims, embed_dims),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(embed_dims, CODE_SIZE),
     )
 

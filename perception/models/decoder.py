@@ -11,9 +11,10 @@ from perception.models._layers import (
     at_least_float,
     check_heads,
     init_attention,
-    offset_normalizer,
+    sampling_locations,
     spread_offsets,
 )
+from perception.models._remembered import Remembered
 from perception.models.self_attention import SelfAttention
 from perception.ops import multi_scale_deformable_attention
 
@@ -70,10 +71,9 @@ class BEVCrossAttention(nn.Module):
         batch, num_query, channels = query.shape
         shape = (batch, num_query, self.num_heads, 1, self.num_points)
         located = query + query_pos
-        offsets = at_least_float(self.sampling_offsets(located)).view(*shape, 2)
+        offsets = at_least_float(self.sampling_offsets(located)).view(*shape[:4], 1, self.num_points, 2)
         weights = self.attention_weights(located).view(shape).softmax(dim=-1)
-        locations = offsets / offset_normalizer([bev_shape], offsets)[:, None, :]
-        locations = locations + reference_points[:, :, None, None, None]
+        locations = sampling_locations(reference_points[:, :, None, None], offsets, [bev_shape]).squeeze(4)
         value = self.value_proj(bev).view(batch, -1, self.num_heads, channels // self.num_heads)
         attended = multi_scale_deformable_attention(value, [bev_shape], locations, weights)
         return query + self.dropout(self.output_proj(attended))
@@ -101,6 +101,7 @@ class DecoderLayer(nn.Module):
         )
         self.ffn = FeedForward(embed_dims=embed_dims, hidden_dims=ffn_dims, dropout=dropout)
         self.norms = nn.ModuleList([nn.LayerNorm(embed_dims) for _ in range(3)])
+        self._first_look = Remembered()
 
     def forward(
         self,
@@ -111,19 +112,32 @@ class DecoderLayer(nn.Module):
         bev_shape: tuple[int, int],
         num_groups: int,
         attention_mask: Tensor | None = None,
+        is_first: bool = False,
     ) -> Tensor:
         """(B, G·q, C) → (B, G·q, C); arguments as `BEVCrossAttention.forward`, but `query` may be (1, G·q, C).
 
         With an `attention_mask` of (n, n), bool, True = row sees column, it says who sees whom instead of the groups,
-        which then need not be alike.
+        which then need not be alike. `is_first` says that the queries are parameters: without dropout, what they see in
+        each other is then the same for every frame.
         """
-        if attention_mask is None:
-            query = self.norms[0](self._attend_within_groups(query, query_pos, num_groups))
+        if is_first and not self.training:
+            inputs = [query, query_pos, *self.self_attention.parameters(), *self.norms[0].parameters()]
+            inputs += [] if attention_mask is None else [attention_mask]
+            query = self._first_look(
+                inputs, lambda: self._look_around(query, query_pos, num_groups, attention_mask)
+            )
         else:
-            query = self.norms[0](self._attend(query, query_pos, attention_mask))
+            query = self._look_around(query, query_pos, num_groups, attention_mask)
         query = query.expand(len(bev), -1, -1)
         query = self.norms[1](self.cross_attention(query, query_pos, bev, reference_points, bev_shape))
         return self.norms[2](self.ffn(query))
+
+    def _look_around(
+        self, query: Tensor, query_pos: Tensor, num_groups: int, attention_mask: Tensor | None
+    ) -> Tensor:
+        if attention_mask is None:
+            return self.norms[0](self._attend_within_groups(query, query_pos, num_groups))
+        return self.norms[0](self._attend(query, query_pos, attention_mask))
 
     def _attend_within_groups(self, query: Tensor, query_pos: Tensor, num_groups: int) -> Tensor:
         batch, num_query, channels = query.shape

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from perception.models._dropout import Dropout
+from perception.models._every_map import attend_every_map
 from perception.models._layers import (
     at_least_float,
     check_heads,
     init_attention,
-    offset_normalizer,
+    sampling_locations,
     spread_offsets,
 )
 from perception.models.camera_projection import CameraPlan
@@ -102,16 +103,11 @@ class SpatialCrossAttention(nn.Module):
         """
         batch, num_query, channels = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        num_slots, num_anchors = plan.reference_points.shape[2:4]
 
         offsets = at_least_float(self.sampling_offsets(query)).view(
-            batch, num_query, heads, levels, points, 2
+            batch, num_query, heads, levels, 1, points, 2
         )
-        offsets = offsets / offset_normalizer(spatial_shapes, offsets)[:, None, :]
-        offsets = offsets.view(batch, num_query, heads, levels, 1, -1, num_anchors, 2)
-        # (B, Q, 1, 1, M, 1, D, 2) + (B, Q, H, L, 1, P/D, D, 2)
-        locations = plan.reference_points[:, :, None, None, :, None] + offsets
-        locations = locations.reshape(batch, num_query, heads, levels, num_slots, points, 2)
+        locations = sampling_locations(plan.reference_points, offsets, spatial_shapes)
         weights = self.attention_weights(query).view(batch, num_query, heads, levels * points).softmax(dim=-1)
         weights = (
             weights.view(batch, num_query, heads, levels, 1, points) * plan.weight[:, :, None, None, :, None]
@@ -119,26 +115,9 @@ class SpatialCrossAttention(nn.Module):
 
         value = self.value_proj(features).view(len(features), -1, heads, channels // heads)
         if plan.camera_idx is None:
-            attended = _attend_every_camera(value, spatial_shapes, locations, weights)
+            attended = attend_every_map(value, spatial_shapes, locations, weights)
         else:
             attended = multi_scale_deformable_attention(
                 value, spatial_shapes, locations.flatten(4, 5), weights.flatten(4, 5), plan.camera_idx
             )  # (B, Q, C)
         return query + self.dropout(self.output_proj(attended))
-
-
-def _attend_every_camera(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """(B, Q, C) where slot m is camera m: an attention of its own for each, without a choice of maps, as exports need.
-
-    Args:
-        value: (B·N, S, H, C/H).
-        spatial_shapes: of the L levels.
-        locations: (B, Q, H, L, N, P, 2).
-        weights: (B, Q, H, L, N, P).
-    """
-    locations = locations.permute(0, 4, 1, 2, 3, 5, 6).flatten(0, 1)  # (B·N, Q, H, L, P, 2)
-    per_camera = weights.permute(0, 4, 1, 2, 3, 5).flatten(0, 1)
-    attended = multi_scale_deformable_attention(value, spatial_shapes, locations, per_camera)  # (B·N, Q, C)
-    return attended.unflatten(0, (len(weights), -1)).sum(dim=1)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from perception.models._dropout import Dropout
+from perception.models._every_map import attend_every_map
 from perception.models._layers import (
     at_least_float,
     check_heads,
     init_attention,
-    offset_normalizer,
+    sampling_locations,
     spread_offsets,
 )
 from perception.ops import multi_scale_deformable_attention
@@ -66,8 +67,7 @@ class TemporalSelfAttention(nn.Module):
         self,
         query: Tensor,
         bev_pos: Tensor,
-        history: Tensor,
-        current: Tensor,
+        seen: Tensor,
         reference_points: Tensor,
         bev_shape: tuple[int, int],
     ) -> Tensor:
@@ -76,8 +76,8 @@ class TemporalSelfAttention(nn.Module):
         Args:
             query: (B, Q, C).
             bev_pos: (1 or B, Q, C), positional embedding.
-            history: (B, Q, C), the aligned previous BEV; for a sample without one, `query`.
-            current: (B, Q, C), the encoder's input queries; for a sample without history, `query`.
+            seen: (B, T, Q, C), the aligned previous BEV and the encoder's input queries; for a sample without history,
+                `query` twice.
             reference_points: (B, 2, Q, 2), (x, y) in 0..1 of the BEV, for history and for current.
             bev_shape: (bev_h, bev_w).
 
@@ -86,17 +86,20 @@ class TemporalSelfAttention(nn.Module):
         """
         batch, num_query, channels = query.shape
         heads, points = self.num_heads, self.num_points
-        pairs = torch.stack([history, current], dim=1).flatten(0, 1)  # (B·T, Q, C)
-        first = pairs[:batch] if self.mixed_query else history
+        first = seen.flatten(0, 1)[:batch] if self.mixed_query else seen[:, 0]
         both = torch.cat([first, query + bev_pos], dim=-1)  # (B, Q, 2C)
-        offsets = self.sampling_offsets(both).view(batch, num_query, heads, QUEUE, 1, points, 2)
-        weights = self.attention_weights(both).view(batch, num_query, heads, QUEUE, 1, points).softmax(dim=-1)
-        offsets = at_least_float(offsets.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1))  # (B·T, Q, H, 1, P, 2)
-        weights = weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)  # (B·T, Q, H, 1, P)
-        reference = reference_points.flatten(0, 1)[:, :, None, None, None, :]  # (B·T, Q, 1, 1, 1, 2)
-        locations = reference + offsets / offset_normalizer([bev_shape], offsets)[:, None, :]
+        shape = (batch, num_query, heads, 1, QUEUE, points)
+        offsets = at_least_float(self.sampling_offsets(both)).view(*shape, 2)
+        weights = self.attention_weights(both).view(shape).softmax(dim=-1) / QUEUE  # the two are averaged
+        reference = reference_points.transpose(1, 2)[:, :, :, None]  # (B, Q, T, 1, 2)
+        locations = sampling_locations(reference, offsets, [bev_shape])  # (B, Q, H, 1, T, P, 2)
 
-        value = self.value_proj(pairs).view(batch * QUEUE, num_query, heads, channels // heads)
-        attended = multi_scale_deformable_attention(value, [bev_shape], locations, weights)  # (B·T, Q, C)
-        attended = attended.view(batch, QUEUE, num_query, channels).mean(dim=1)
+        value = self.value_proj(seen).view(batch * QUEUE, num_query, heads, channels // heads)
+        if torch.compiler.is_exporting():
+            attended = attend_every_map(value, [bev_shape], locations, weights)
+        else:
+            queue_idx = torch.arange(QUEUE, device=query.device).expand(batch, num_query, -1)
+            attended = multi_scale_deformable_attention(
+                value, [bev_shape], locations.flatten(4, 5), weights.flatten(4, 5), queue_idx
+            )  # (B, Q, C)
         return query + self.dropout(self.output_proj(attended))

@@ -32,6 +32,7 @@ def _attend(
         row, head = task // num_heads, task % num_heads
         for query in range(weights.shape[1]):
             total = out[row, query, head]
+            total[:] = kind(0)
             for level in range(num_levels):
                 height, width, start = levels[level]
                 for point in range(num_points):
@@ -49,17 +50,25 @@ def _attend(
                     plane = value[row * num_maps + maps[row, query, point // per_slot]]
                     left, top = int(np.floor(x)), int(np.floor(y))
                     part_x, part_y = x - kind(left), y - kind(top)
-                    for down in range(2):
-                        if not 0 <= top + down < height:
-                            continue
-                        share_y = weight * (part_y if down else one - part_y)
-                        for right in range(2):
-                            if not 0 <= left + right < width:
-                                continue
-                            share = share_y * (part_x if right else one - part_x)
-                            pixel = plane[start + (top + down) * width + left + right, head]
-                            for channel in range(total.shape[0]):
-                                total[channel] += share * pixel[channel]
+                    # A corner outside gets no share, and stands for one inside: one loop serves all four.
+                    share_left = one - part_x if left >= 0 else kind(0)
+                    share_right = part_x if left + 1 < width else kind(0)
+                    share_top = weight * (one - part_y) if top >= 0 else kind(0)
+                    share_bottom = weight * part_y if top + 1 < height else kind(0)
+                    upper = start + max(top, 0) * width
+                    lower = start + min(top + 1, height - 1) * width
+                    first, second = max(left, 0), min(left + 1, width - 1)
+                    share_a, share_b = share_top * share_left, share_top * share_right
+                    share_c, share_d = share_bottom * share_left, share_bottom * share_right
+                    pixel_a, pixel_b = plane[upper + first, head], plane[upper + second, head]
+                    pixel_c, pixel_d = plane[lower + first, head], plane[lower + second, head]
+                    for channel in range(total.shape[0]):
+                        total[channel] += (
+                            share_a * pixel_a[channel]
+                            + share_b * pixel_b[channel]
+                            + share_c * pixel_c[channel]
+                            + share_d * pixel_d[channel]
+                        )
 
 
 @reordering_kernel
@@ -148,7 +157,7 @@ def forward(
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     batch, queries, heads = weights.shape[:3]
-    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=dtype)
+    out = torch.empty(batch, queries, heads, value.shape[-1], dtype=dtype)
     arrays = (
         *_arrays(dtype, value),
         _levels(shapes),

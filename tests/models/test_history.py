@@ -119,7 +119,7 @@ def test_temporal_attention_gradients_in_float64():
     pos = torch.randn(1, 6, 4, dtype=torch.float64)
 
     def attend(query, history, current):
-        return attention(query, pos, history, current, reference, (2, 3))
+        return attention(query, pos, torch.stack([history, current], dim=1), reference, (2, 3))
 
     assert torch.autograd.gradcheck(attend, tensors)
 

@@ -107,7 +107,8 @@ def test_mixed_temporal_query_reads_value_of_the_first_half():
     seen = {}
     attention.sampling_offsets.register_forward_hook(lambda _m, args, _out: seen.update(both=args[0]))
     query, history, current = (torch.randn(BATCH, 6, 4) for _ in range(3))
-    attention(query, torch.zeros(1, 6, 4), history, current, torch.rand(BATCH, 2, 6, 2), (2, 3))
+    queue = torch.stack([history, current], dim=1)
+    attention(query, torch.zeros(1, 6, 4), queue, torch.rand(BATCH, 2, 6, 2), (2, 3))
     assert_close(seen["both"], torch.cat([torch.stack([history[0], current[0]]), query], dim=-1))
 
 

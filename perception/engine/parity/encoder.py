@@ -57,7 +57,8 @@ def compare_encoder(
     height, width = compare.take(f"{inputs}img_shape")[0, :2].tolist()
     bev = encoder(features, lidar2img, motion, (height, width), prev_bev)
 
-    query, bev_pos, history, _, reference, _, tokens, shapes, _ = capture["layer"]
+    query, bev_pos, seen, reference, _, tokens, shapes, _ = capture["layer"]
+    history = seen[:, 0]
     here = f"{prefix}enc/"
     compare.near("embeddings", f"{here}can_bus_embed", capture["can_bus_embed"], POSITIONS)
     compare.near("embeddings", f"{here}bev_query_in", query.transpose(0, 1), POSITIONS)
