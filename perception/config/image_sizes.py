@@ -6,10 +6,11 @@ from typing import Any
 from perception.config.types import type_name
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+_RESIZING = {"LoadMultiViewImages": "ResizeMultiView", "LoadImage2D": "ResizeImage"}
 
 
 def image_size_problems(root: Mapping[str, Any]) -> list[str]:
-    """Where `LoadMultiViewImages` prepares images for another size than `ResizeMultiView` makes.
+    """Where `LoadMultiViewImages` or `LoadImage2D` prepares images for another size than the resizing step makes.
 
     Example:
         >>> load = {"type": "LoadMultiViewImages", "target_size": (512, 288)}
@@ -28,10 +29,11 @@ def image_size_problems(root: Mapping[str, Any]) -> list[str]:
 
 def _pipeline_problems(pipeline: list | tuple, path: str) -> Iterator[str]:
     steps = [(number, step, step_name(step)) for number, step in enumerate(pipeline)]
-    resizing = next(((number, step) for number, step, name in steps if name == "ResizeMultiView"), None)
     for number, step, name in steps:
-        if name != "LoadMultiViewImages":
+        if name not in _RESIZING:
             continue
+        wanted = _RESIZING[name]
+        resizing = next(((number, step) for number, step, name in steps if name == wanted), None)
         target, cache_dir = step.get("target_size"), step.get("cache_dir")
         if cache_dir is not None and target is None:
             yield f"{path}.{number}.cache_dir is {cache_dir!r}, but target_size, the cached images' size, is None."
@@ -43,6 +45,16 @@ def _pipeline_problems(pipeline: list | tuple, path: str) -> Iterator[str]:
             yield (
                 f"{path}.{number}.target_size is {_text(target)}, but pipeline.{where} resizes to {_text(size)}; they "
                 "must be equal."
+            )
+        edges = resize.get("short_edges") or ()
+        if (
+            edges
+            and min(target) < max(edges)
+            and max(target) < (resize.get("max_long_edge") or max(target) + 1)
+        ):
+            yield (
+                f"{path}.{number}.target_size is {_text(target)}, but pipeline.{where} resizes to short edges of up to "
+                f"{max(edges)}; it must not be smaller than the largest image."
             )
         if size is None and cache_dir is not None:
             yield (

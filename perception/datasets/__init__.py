@@ -1,4 +1,4 @@
-"""nuScenes on disk → items of a temporal bird's-eye-view dataset: index, checks, transforms, map targets."""
+"""Data sets on disk → items for training: index, checks, transforms, map targets."""
 
 from perception.datasets._packed import read_first_sample
 from perception.datasets._tables import Problem
@@ -10,12 +10,18 @@ from perception.datasets.nuscenes_dataset import NuScenesBEVDataset
 from perception.datasets.transforms import (
     BEVRandomFlip,
     BEVRandomRotate,
+    CropImage,
     CropTopMultiView,
     LoadBEVMap,
+    LoadImage2D,
     LoadMultiViewImages,
+    LoadSegMask,
     ObjectRangeFilter,
     PackBEVInputs,
+    PackImageInputs,
     PhotometricDistortion,
+    RandomFlipImage,
+    ResizeImage,
     ResizeMultiView,
 )
 from perception.datasets.vector_map import NuScenesVectorMap
@@ -25,15 +31,21 @@ __all__ = [
     "BEVRandomFlip",
     "BEVRandomRotate",
     "CacheReport",
+    "CropImage",
     "CropTopMultiView",
     "LoadBEVMap",
+    "LoadImage2D",
     "LoadMultiViewImages",
+    "LoadSegMask",
     "NuScenesBEVDataset",
     "NuScenesVectorMap",
     "ObjectRangeFilter",
     "PackBEVInputs",
+    "PackImageInputs",
     "PhotometricDistortion",
     "Problem",
+    "RandomFlipImage",
+    "ResizeImage",
     "ResizeMultiView",
     "image_cache_problems",
     "prepare",

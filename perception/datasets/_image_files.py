@@ -80,7 +80,7 @@ def decode_for(
         content: of a JPEG or PNG file.
         target_size: the size wanted; None decodes in full.
         path: the file, for error messages.
-        expected_size: the size that the calibration belongs to; None believes the file.
+        expected_size: the size that calibration and labels belong to; None believes the file.
         sample_token: for error messages.
 
     Raises:
@@ -98,7 +98,7 @@ def decode_for(
     if (width, height) != reduced_size(size, reduction):
         raise DataError(
             f"the image decodes to {width}×{height} at 1/{reduction}, but the index says {size[0]}×{size[1]}; its "
-            "calibration would be wrong. Restore the original file, or build the index again.",
+            "calibration and its labels would be wrong. Restore the original file, or build the index again.",
             sample_token=sample_token,
             path=path,
         )

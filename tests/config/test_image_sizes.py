@@ -52,6 +52,19 @@ def test_what_does_not_fit(loading, resizing, message):
     assert problem.startswith(message)
 
 
+def test_the_steps_of_one_image():
+    def of(loading: dict, resizing: dict) -> list[str]:
+        steps = [{"type": "LoadImage2D", **loading}, {"type": "ResizeImage", **resizing}]
+        return image_size_problems({"train_dataloader": {"dataset": {"pipeline": steps}}})
+
+    edges = {"short_edges": [256, 608], "max_long_edge": 900}
+    assert of({"target_size": (8, 4)}, {"size": (8, 4)}) == []
+    assert of({"target_size": (1080, 608)}, edges) == []
+    assert of({"target_size": (900, 500)}, edges) == []  # the long edge is the limit
+    assert of({"target_size": (8, 4)}, {"size": (16, 8)})[0].startswith(f"{STEP}.target_size is 8×4, but")
+    assert "short edges of up to 608" in of({"target_size": (640, 360)}, edges)[0]
+
+
 def test_a_shipped_config_with_one_of_the_sizes_changed():
     with pytest.raises(
         ConfigError, match=rf"{STEP}\.target_size is 352×198, but pipeline\.1 resizes to 512×288"

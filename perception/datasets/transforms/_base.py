@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 
-class BEVTransform(ABC):
+class Transform(ABC):
     """A step of the pipeline: takes the results so far, returns new ones, leaves its argument as it was.
 
-    The keys are listed at `NuScenesBEVDataset`. Randomness comes from `results["rng"]` only, or, where it moves the
-    LiDAR frame, from `results["sequence_rng"]`, with equally many draws for every frame.
+    The keys are listed at `NuScenesBEVDataset` and at `BDD100KDataset`. Randomness comes from `results["rng"]` only,
+    or, where it moves the LiDAR frame, from `results["sequence_rng"]`, with equally many draws for every frame.
     """
 
     @abstractmethod

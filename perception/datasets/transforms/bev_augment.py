@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 from perception.structures import CAMERA_NAMES
 from perception.structures.ego_motion import CAN, QUATERNION, TRANSLATION, YAW, YAW_CHANGE_DEGREES
@@ -124,7 +124,7 @@ def _sequence_rng(results: dict[str, Any]) -> np.random.Generator:
 
 
 @TRANSFORMS.register_module()
-class BEVRandomFlip(BEVTransform):
+class BEVRandomFlip(Transform):
     """Swap left and right of the world (x → −x) with some probability.
 
     With the images as they are (BEVDet's way), what stands to the left in an image stands to the right in the BEV: the
@@ -172,7 +172,7 @@ def _mirror_cameras(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 @TRANSFORMS.register_module()
-class BEVRandomRotate(BEVTransform):
+class BEVRandomRotate(Transform):
     """Turn the world about the sensor's vertical axis by a random angle, and scale it.
 
     Args:

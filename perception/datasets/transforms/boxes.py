@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-class ObjectRangeFilter(BEVTransform):
+class ObjectRangeFilter(Transform):
     """Keep the boxes whose centre lies in the range on the ground (bounds included; height is not looked at).
 
     Put it behind the augmentations that move boxes.

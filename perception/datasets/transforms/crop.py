@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-class CropTopMultiView(BEVTransform):
+class CropTopMultiView(Transform):
     """Cut rows off the top of all images; `lidar2img` then counts pixels from the new top.
 
     Above the horizon there is little to learn for boxes on the ground and lines on it; a quarter of the rows is a

@@ -13,14 +13,14 @@ from perception.datasets._image_files import (
     resize_image,
 )
 from perception.datasets.image_cache import ImageCache
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 from perception.structures import CAMERA_NAMES, resize_matrix
 from perception.utils import DataError
 
 
 @TRANSFORMS.register_module()
-class LoadMultiViewImages(BEVTransform):
+class LoadMultiViewImages(Transform):
     """Decode the six images of every frame.
 
     Adds `img` (list of N arrays (H, W, 3) uint8 BGR, in the order of `CAMERA_NAMES`) to each frame.
@@ -92,7 +92,7 @@ class LoadMultiViewImages(BEVTransform):
 
 
 @TRANSFORMS.register_module()
-class ResizeMultiView(BEVTransform):
+class ResizeMultiView(Transform):
     """Resize all images and scale `lidar2img` with them.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from perception.datasets._map_cache import MapCache
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.datasets.vector_map import load_vector_map, map_path
 from perception.registry import TRANSFORMS
 from perception.structures import FILLED_MAP_CLASSES, MAP_CLASSES, MapGrid
@@ -16,7 +16,7 @@ from perception.utils import DataError, get_logger
 
 
 @TRANSFORMS.register_module()
-class LoadBEVMap(BEVTransform):
+class LoadBEVMap(Transform):
     """Rasterise the map around the sample; adds `gt_bev_seg`, (rows, columns) uint8.
 
     Put it behind the BEV augmentations. Unaugmented targets are cached on disk; augmented ones are drawn each time.

@@ -7,7 +7,7 @@ import torch
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData, PixelData
 
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 
 _META_KEYS = (
@@ -25,7 +25,7 @@ _META_KEYS = (
 
 
 @TRANSFORMS.register_module()
-class PackBEVInputs(BEVTransform):
+class PackBEVInputs(Transform):
     """Pack an item. F frames oldest first, N cameras.
 
     Args:

@@ -5,15 +5,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from perception.datasets.transforms._base import BEVTransform
+from perception.datasets.transforms._base import Transform
 from perception.registry import TRANSFORMS
 
 _HALF_TURN = 180  # OpenCV stores the hue of 8-bit images in steps of two degrees
 
 
 @TRANSFORMS.register_module()
-class PhotometricDistortion(BEVTransform):
-    """Distort each image of each frame by its own random amounts.
+class PhotometricDistortion(Transform):
+    """Distort each image by its own random amounts: a single `img`, or those of all frames and cameras.
 
     *Source*: SSD's photometric distortion as BEVFormer trains with it. Deviations: computed on 8 bits by look-up tables
     (six times faster; each step rounds), each change is applied with its own probability of `prob`, and the random
@@ -55,6 +55,8 @@ class PhotometricDistortion(BEVTransform):
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Distort."""
         rng = results["rng"]
+        if "frames" not in results:
+            return {**results, "img": self._distort(results["img"], rng)}
         frames = [
             {**frame, "img": [self._distort(image, rng) for image in frame["img"]]}
             for frame in results["frames"]
