@@ -5,6 +5,7 @@ from perception.visualization.bev import BEVView, draw_bev
 from perception.visualization.boxes_on_image import draw_boxes_on_image
 from perception.visualization.canvas import save_image
 from perception.visualization.curves import plot_metrics, training_curves
+from perception.visualization.image_sheet import ImageLabels, draw_image_sample
 from perception.visualization.map_on_image import draw_map_on_image
 from perception.visualization.palette import class_colours
 from perception.visualization.report import write_report
@@ -13,10 +14,12 @@ from perception.visualization.sheet import CAMERA_ROWS, contact_sheet, draw_samp
 __all__ = [
     "CAMERA_ROWS",
     "BEVView",
+    "ImageLabels",
     "class_colours",
     "contact_sheet",
     "draw_bev",
     "draw_boxes_on_image",
+    "draw_image_sample",
     "draw_map_on_image",
     "draw_sample",
     "plot_balance",

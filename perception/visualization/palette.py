@@ -1,5 +1,7 @@
 """Colours of classes and maps. All BGR, as OpenCV draws; chosen to differ in hue and in lightness."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from perception.structures import CLASS_NAMES, MAP_CLASSES
@@ -45,6 +47,43 @@ MAP_COLOURS: dict[str, Colour] = {
 }
 """Colour per map class; background has none."""
 
+BOX_COLOURS_2D: dict[str, Colour] = {
+    "pedestrian": from_hex("#3ddc97"),
+    "rider": from_hex("#ff6b8b"),
+    "car": from_hex("#ff9f1c"),
+    "truck": from_hex("#ff5d47"),
+    "bus": from_hex("#ffe14d"),
+    "train": from_hex("#e0569b"),
+    "motorcycle": from_hex("#b07cff"),
+    "bicycle": from_hex("#6f9bff"),
+    "traffic light": from_hex("#4dd8f0"),
+    "traffic sign": from_hex("#d8b48a"),
+}
+"""Colour per box class of BDD100K."""
+
+SEG_COLOURS: dict[str, Colour] = {
+    "road": from_hex("#804080"),
+    "sidewalk": from_hex("#f423e8"),
+    "building": from_hex("#464646"),
+    "wall": from_hex("#66669c"),
+    "fence": from_hex("#be9999"),
+    "pole": from_hex("#999999"),
+    "traffic light": from_hex("#faaa1e"),
+    "traffic sign": from_hex("#dcdc00"),
+    "vegetation": from_hex("#6b8e23"),
+    "terrain": from_hex("#98fb98"),
+    "sky": from_hex("#4682b4"),
+    "person": from_hex("#dc143c"),
+    "rider": from_hex("#ff0000"),
+    "car": from_hex("#00008e"),
+    "truck": from_hex("#000046"),
+    "bus": from_hex("#003c64"),
+    "train": from_hex("#005064"),
+    "motorcycle": from_hex("#0000e6"),
+    "bicycle": from_hex("#770b20"),
+}
+"""Colour per segmentation class: those that Cityscapes and BDD100K draw their own colour maps with."""
+
 TRUTH_COLOUR: Colour = from_hex("#f5f7fa")
 """Ground truth where predictions hold the class colours."""
 
@@ -56,10 +95,12 @@ FAINT_TEXT: Colour = from_hex("#8b96a7")
 EGO: Colour = from_hex("#dfe5ee")
 
 
-def class_colours(names: tuple[str, ...] = CLASS_NAMES) -> list[Colour]:
-    """Colours in the order of the labels; names outside nuScenes' ten get the colours that are left, in turn."""
-    spare = list(CLASS_COLOURS.values())
-    return [CLASS_COLOURS.get(name, spare[index % len(spare)]) for index, name in enumerate(names)]
+def class_colours(
+    names: tuple[str, ...] = CLASS_NAMES, known: Mapping[str, Colour] = CLASS_COLOURS
+) -> list[Colour]:
+    """Colours in the order of the labels; names that are not known get known colours in turn."""
+    spare = list(known.values())
+    return [known.get(name, spare[index % len(spare)]) for index, name in enumerate(names)]
 
 
 def map_lookup(names: tuple[str, ...] = MAP_CLASSES) -> np.ndarray:
