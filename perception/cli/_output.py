@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-HEADLINES = ("NDS", "mAP", "mIoU", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+HEADLINES = ("NDS", "mAP", "AP", "AP50", "mIoU", "mAcc", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 
 
 def say(text: str) -> None:

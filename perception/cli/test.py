@@ -23,6 +23,7 @@ def add_parser(verbs: Any) -> None:
         perception test bevformer_nano --untrained
         perception test bevformer_nano --baseline constant
         perception test work_dirs/nano --subset 20            (quick look, not comparable)
+        perception test work_dirs/nano --format-only submission   (writes the predictions, scores nothing)
         """,
     )
     parser.add_argument(
@@ -38,6 +39,12 @@ def add_parser(verbs: Any) -> None:
         "--subset", type=positive_int, metavar="N", help="only the first N samples; scores are not comparable"
     )
     parser.add_argument(
+        "--format-only",
+        metavar="DIR",
+        help="write the predictions into DIR in the data set's submission format and score nothing, for a split "
+        "without labels",
+    )
+    parser.add_argument(
         "--work-dir", help="where results go; default the run folder, or work_dirs/<short name>"
     )
     add_data_root(parser)
@@ -51,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     model_path = None
     if needs_weights:
         model_path = require_weights(choice, "add --checkpoint PATH, --untrained or --baseline constant.")
+    if args.format_only is not None and args.baseline is not None:
+        from perception.config import ConfigError
+
+        raise ConfigError("--format-only writes a model's predictions; leave --baseline out")
     work_dir = args.work_dir or (str(choice.run_dir) if choice.run_dir else default_work_dir(choice.config))
     loaders = ["test_dataloader"] + (["train_dataloader"] if args.baseline == "constant" else [])
     cfg = load_checked(choice.config, args, loaders=loaders, work_dir=work_dir)
@@ -61,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         from perception.engine import evaluate
 
-        metrics = evaluate(cfg, model_path, untrained=args.untrained, subset=args.subset)
+        metrics = evaluate(
+            cfg, model_path, untrained=args.untrained, subset=args.subset, submission=args.format_only
+        )
+    if args.format_only is not None:
+        say(f"predictions written to {args.format_only}")
+        return exit_codes.OK
     print_metrics(metrics)
     say(f"written to {work_dir}")
     return exit_codes.OK

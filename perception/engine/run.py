@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import check_path
-from perception.engine.evaluation_parts import evaluation_parts
+from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
 from perception.engine.run_folder import LOG_FILE, METRICS_FILE, headline_scores, to_plain, update_summary
@@ -46,7 +46,12 @@ def train(cfg: Config, *, resume: bool = False) -> Path:
 
 
 def evaluate(
-    cfg: Config, model_path: str | Path | None = None, *, untrained: bool = False, subset: int | None = None
+    cfg: Config,
+    model_path: str | Path | None = None,
+    *,
+    untrained: bool = False,
+    subset: int | None = None,
+    submission: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the test loader's data (the validation loader's, if there is no test loader).
 
@@ -58,8 +63,11 @@ def evaluate(
         model_path: step folder, run folder or `.safetensors` file.
         untrained: evaluate freshly initialised weights instead.
         subset: evaluate this many samples from the beginning only; the numbers are not comparable.
+        submission: only write the predictions of all samples into this folder, in the data set's submission format;
+            nothing is scored.
 
     Raises:
+        ConfigError: `submission` is given and no metric has such a format.
         ValueError: neither or both of `model_path` and `untrained`, or the config has nothing to evaluate on.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
@@ -69,6 +77,8 @@ def evaluate(
         )
     changes: dict[str, Any] = {"load_from": None if model_path is None else str(check_path(model_path))}
     changes["test_dataloader"], changes["test_evaluator"] = evaluation_parts(cfg)
+    if submission is not None:
+        changes["test_evaluator"] = writing_evaluator(changes["test_evaluator"], submission)
     changes["test_cfg"] = cfg.get("test_cfg") or {}
     if "type" not in changes["test_cfg"]:
         changes["test_cfg"] = {"precision": precision_of(cfg.get("optim_wrapper")), **changes["test_cfg"]}
@@ -84,7 +94,7 @@ def evaluate(
         )
         runner.accept_subsets()
     metrics = to_plain(runner.test())
-    if runner.rank == 0:
+    if runner.rank == 0 and submission is None:
         _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
     return metrics
 

@@ -26,7 +26,7 @@ SUMMARY_FILE = "summary.json"
 
 # Keys that say where and how a run is started, not what it computes.
 _NOT_HASHED = ("work_dir", "resume", "load_from", "experiment_name", "launcher", "log_level", "visualizer")
-_HEADLINES = ("NDS", "mAP", "mIoU")
+_HEADLINES = ("NDS", "mAP", "AP", "AP50", "mIoU", "mAcc")
 _PACKAGES = (
     "torch numpy mmengine mmcv mmcv-lite mmdet mmdet3d nuscenes-devkit shapely opencv-python opencv-python-headless "
     "safetensors tensorboard deepspeed torchjd"
@@ -67,7 +67,7 @@ def hash_config(config: Mapping[str, Any]) -> str:
 
 
 def headline_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores that a summary names: NDS, mAP and mIoU, as far as they are there.
+    """The scores that a summary names, as far as they are there.
 
     Example:
         >>> headline_scores({"NDS": 0.3, "AP/car": 0.5})

@@ -21,7 +21,8 @@ class GatheredMetric(BaseMetric):
     """Base of our metrics: one result per sample, gathered from all ranks by `sample_token`.
 
     A subclass turns one data sample into one JSON-like result (`process_sample`) and all results, sorted by
-    token, into numbers (`compute_metrics`). It may name the samples it needs (`expected_tokens`).
+    token, into numbers (`compute_metrics`). It may name the samples it needs (`expected_tokens`), have another token
+    than nuScenes' (`token_of`), and pass over samples that it has nothing to do with (`is_counted`).
 
     *Deviation* from MMEngine: `evaluate` is overridden. A sample seen twice (padding of a shard) counts once,
     the lowest rank's; a missing sample is an error unless `is_subset`; an error on the main rank is raised on
@@ -41,6 +42,8 @@ class GatheredMetric(BaseMetric):
     """
 
     default_prefix = ""
+    token_key = "sample_token"
+    """Key of a data sample by which it is known."""
 
     def __init__(self, *, subset: bool = False) -> None:
         # The empty prefix is deliberate (keys are NDS, mIoU, ...); MMEngine warns only about None.
@@ -59,6 +62,14 @@ class GatheredMetric(BaseMetric):
         """Tokens that must all be present; None if only their number is known. Main rank only."""
         return None
 
+    def token_of(self, sample: Mapping[str, Any]) -> str | None:
+        """By what a sample is known; None if it does not say."""
+        return sample.get(self.token_key, None)
+
+    def is_counted(self, sample: Mapping[str, Any]) -> bool:
+        """Whether a sample has a result at all; a metric of one task passes over frames without its labels."""
+        return True
+
     def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
         """Look, before a sample is predicted, whether the metric can score a dataset.
 
@@ -74,16 +85,17 @@ class GatheredMetric(BaseMetric):
         """Append one (token, result) pair per data sample.
 
         Raises:
-            ValueError: a data sample has no `sample_token`.
+            ValueError: a data sample does not say by what it is known.
         """
         for sample in data_samples:
-            token = sample.get("sample_token", None)
+            token = self.token_of(sample)
             if not token:
                 raise ValueError(
-                    f"{type(self).__name__}: a data sample carries no sample_token (found "
-                    f"{sorted(sample.keys())}). Add 'sample_token' to the packing transform's meta_keys."
+                    f"{type(self).__name__}: a data sample carries no {self.token_key} (found "
+                    f"{sorted(sample.keys())}). Add {self.token_key!r} to the packing transform's meta_keys."
                 )
-            self.results.append((token, self.process_sample(sample)))
+            if self.is_counted(sample):
+                self.results.append((token, self.process_sample(sample)))
 
     def evaluate(self, size: int) -> dict[str, Any]:
         """Gather, check for missing samples, compute on the main rank, broadcast.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-SCORES = ("NDS", "mAP", "mIoU")
+SCORES = ("NDS", "mAP", "AP", "mIoU")
 """Scores of an evaluation; a record that holds one of them is an evaluation's."""
 
 _STEP_KEYS = ("step", "iter")

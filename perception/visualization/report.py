@@ -27,6 +27,11 @@ _HEADLINES = {
     "mAP": "mean average precision",
     "mIoU": "map IoU, mean of 3 classes",
 }
+_IMAGE_HEADLINES = {
+    "AP50": "average precision of boxes at IoU 0.5",
+    "AP": "average precision of boxes, mean over IoU 0.50 to 0.95",
+    "mIoU": "IoU of segmentation, mean over the classes of the ground truth",
+}
 _BASELINES = {"untrained": "untrained model", "constant": "constant predictor"}
 _PHASES = ("setup", "synthesize", "train", "evaluate")
 
@@ -71,7 +76,10 @@ def _context(run: RunSummary) -> dict[str, Any]:
     for key, label in _BASELINES.items():
         if run.summary and run.baseline(key, "NDS") is None and run.baseline(key, "mIoU") is None:
             run.missing.append(f"summary.json holds no scores of the {label} to compare with.")
-    headlines = [_headline(run, name, text) for name, text in _HEADLINES.items()]
+    is_image = run.score("AP") is not None or run.is_segmentation()
+    texts = _IMAGE_HEADLINES if is_image else _HEADLINES
+    error_names = [] if is_image else list(TP_ERRORS)
+    headlines = [_headline(run, name, text) for name, text in texts.items()]
     return {
         "title": str(run.config.get("experiment_name") or run.folder.resolve().name),
         "folder": run.folder.resolve().name,
@@ -80,10 +88,16 @@ def _context(run: RunSummary) -> dict[str, Any]:
         "errors": [
             (f"m{name}", value, unit)
             for (name, value), unit in zip(run.mean_errors().items(), TP_ERRORS.values(), strict=True)
+            if name in error_names
         ],
-        "error_names": list(TP_ERRORS),
+        "error_names": error_names,
         "class_rows": [
-            (name, values, to_hex(CLASS_COLOURS.get(name, (153, 153, 153)))) for name, values in class_rows
+            (
+                name,
+                {column: value for column, value in values.items() if column in ("AP", *error_names)},
+                to_hex(CLASS_COLOURS.get(name, (153, 153, 153))),
+            )
+            for name, values in class_rows
         ],
         "map_rows": [
             (name, value, to_hex(MAP_COLOURS.get(name, (153, 153, 153)))) for name, value in map_rows

@@ -98,15 +98,21 @@ class RunSummary:
         ]
 
     def map_rows(self) -> list[tuple[str, float | None]]:
-        """Per map class: IoU; a class of ours without one has None. Empty without any map score."""
+        """Per map class, or class of an image's segmentation: IoU; a map class without one has None."""
         found = {
             key.removeprefix("IoU/"): number(value)
             for key, value in self.metrics.items()
             if key.startswith("IoU/")
         }
+        if self.is_segmentation():
+            return list(found.items())
         ours = FILLED_MAP_CLASSES if FILLED_MAP_CLASSES[-1] in found else MAP_CLASSES
         names = [*ours[1:], *(name for name in found if name not in ours)]
         return [(name, found.get(name)) for name in names] if found else []
+
+    def is_segmentation(self) -> bool:
+        """Whether the IoU is that of images, not of a map in the bird's-eye view."""
+        return "fIoU" in self.metrics
 
     def mean_errors(self) -> dict[str, float | None]:
         """The five mean true-positive errors."""

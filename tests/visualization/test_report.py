@@ -184,3 +184,15 @@ def test_curves_are_pictures_with_curves(run_folder, tmp_path):
         training_curves(empty, tmp_path / "x.png")
     with pytest.raises(ValueError, match="no evaluation"):
         plot_metrics(empty, tmp_path / "x.png")
+
+
+def test_scores_of_images(run_folder):
+    metrics = {"AP": 0.251, "AP50": 0.433, "AP/car": 0.6, "mIoU": 0.497, "fIoU": 0.8, "IoU/road": 0.9}
+    (run_folder / "metrics.json").write_text(json.dumps(metrics))
+    (run_folder / "summary.json").write_text(json.dumps({"AP": 0.251, "mIoU": 0.497}))
+    page = write_report(run_folder).read_text()
+    assert "average precision of boxes" in page
+    for text in ("road", "car", "0.251", "0.497"):
+        assert text in page
+    for text in ("nuscenes-devkit", "AOE", "divider", "NDS"):
+        assert text not in page

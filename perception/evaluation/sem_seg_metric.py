@@ -1,0 +1,188 @@
+"""Scores of semantic segmentation in images, fast or by BDD100K's own toolkit."""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from perception.evaluation._official_bdd100k import official_seg_scores
+from perception.evaluation.box_ap_metric import check_options, check_toolkit
+from perception.evaluation.gathered_metric import GatheredMetric, logger
+from perception.evaluation.scalabel_files import encode_mask, list_masks, read_mask
+from perception.evaluation.seg_scores import count_pixels, seg_scores
+from perception.registry import METRICS
+from perception.structures.driving_2d import BDD_SEG_CLASSES
+from perception.utils import DataError, write_bytes_atomic
+
+RESULT_FOLDER = "sem_seg"
+
+
+@METRICS.register_module()
+class SemSegMetric(GatheredMetric):
+    """IoU and accuracy of semantic segmentation at the size of the ground truth, by BDD100K's rules.
+
+    Keys: `mIoU mAcc fIoU pAcc`, per class of the ground truth `IoU/road`, `Acc/road`, …, as fractions of 1 (the toolkit
+    prints per cent); `num_seg_frames`; `seg_comparable` (False on a subset).
+
+    A data sample needs `frame_name` and `pred_sem_seg` with `sem_seg` (1, H, W), values 0…18, others for no class. A
+    sample without `gt_sem_seg` is not counted: its frame has no mask. The ground truth itself is read from the folder,
+    where a frame's mask has the frame's name, ending in .png.
+
+    *Source*: `bdd100k.eval.seg` 1.0.1, see `seg_scores`.
+
+    Args:
+        data_root: BDD100K's root.
+        mask_dir: folder of the ground truth's masks, relative to the root.
+        evaluator: "fast" (one confusion matrix) or "official" (the toolkit); both give the same numbers.
+        subset: only a part of the split is evaluated; the result is marked as not comparable.
+        out_dir: where the folder `sem_seg` of masks goes, BDD100K's submission format; not kept if None.
+        format_only: only write these masks, of all samples, for a split without labels; needs `out_dir`.
+        class_names: names of the values; by default the dataset's `seg_classes`, else BDD100K's.
+
+    Raises:
+        ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
+
+    Example:
+        >>> SemSegMetric(data_root="data/bdd100k").mask_dir.as_posix()
+        'data/bdd100k/labels/sem_seg/masks/val'
+    """
+
+    token_key = "frame_name"
+    classes_key = "seg_classes"  # of the dataset's metainfo
+
+    def __init__(
+        self,
+        *,
+        data_root: str,
+        mask_dir: str = "labels/sem_seg/masks/val",
+        evaluator: Literal["fast", "official"] = "fast",
+        subset: bool = False,
+        out_dir: str | None = None,
+        format_only: bool = False,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(subset=subset)
+        check_options(evaluator, out_dir, format_only)
+        self.mask_dir = Path(data_root) / mask_dir
+        self.evaluator = evaluator
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.format_only = format_only
+        self._class_names = class_names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the values."""
+        if self._class_names is not None:
+            return tuple(self._class_names)
+        return tuple((self.dataset_meta or {}).get(self.classes_key, BDD_SEG_CLASSES))
+
+    def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
+        """Look for the ground truth before a sample is predicted.
+
+        Raises:
+            DataError: there is no such folder.
+            ConfigError: the official evaluator is asked for, and its toolkit is not installed.
+        """
+        if not self.format_only and not self.mask_dir.is_dir():
+            raise DataError(
+                "there are no masks to score against; set the evaluator's data_root and mask_dir, or its "
+                "format_only=True and out_dir to write the predictions only",
+                path=self.mask_dir,
+            )
+        check_toolkit(self.evaluator)
+
+    def token_of(self, sample: Mapping[str, Any]) -> str | None:
+        """The frame's name without its ending, by which masks and images belong together."""
+        name = super().token_of(sample)
+        return name and Path(name).stem
+
+    def is_counted(self, sample: Mapping[str, Any]) -> bool:
+        """Whether the frame has a mask; without labels at all, whether predictions are only written."""
+        return self.format_only or sample.get("gt_sem_seg", None) is not None
+
+    def expected_tokens(self) -> Iterable[str] | None:
+        """Stems of all masks of the ground truth."""
+        return None if self.format_only else list_masks(self.mask_dir)
+
+    def process_sample(self, sample: Mapping[str, Any]) -> tuple[np.ndarray | None, bytes | None]:
+        """The sample's confusion matrix (C, C + 1), and its mask as a PNG where one is written.
+
+        Raises:
+            ValueError: the model predicts no mask, or one of another size than the ground truth.
+            DataError: the ground truth's mask is missing or damaged.
+        """
+        stem = self.token_of(sample)
+        predicted = sample.get("pred_sem_seg", None)
+        if predicted is None:
+            raise ValueError(
+                f"Frame {stem} has no pred_sem_seg: the model predicts no mask. Remove SemSegMetric from the "
+                "evaluators of a model without a segmentation head."
+            )
+        mask = _mask(predicted)
+        counts = None
+        if not self.format_only:
+            path = self.mask_dir / f"{stem}.png"
+            try:
+                counts = count_pixels(mask, read_mask(path, frame_name=stem), len(self.class_names))
+            except DataError:
+                raise
+            except ValueError as error:
+                raise DataError(str(error), sample_token=stem, path=path) from error
+        is_kept = self.out_dir is not None or self.evaluator == "official"
+        return counts, encode_mask(mask) if is_kept else None
+
+    def compute_metrics(self, results: dict[str, tuple[np.ndarray | None, bytes | None]]) -> dict[str, Any]:
+        """Score the masks; `results` maps stems to what `process_sample` gave."""
+        if self.out_dir is not None:
+            self._write(self.out_dir, results)
+            logger.info("Masks of %d frames: %s", len(results), self.out_dir / RESULT_FOLDER)
+        if self.format_only:
+            return {}
+        if not results:
+            raise ValueError(
+                "SemSegMetric: no evaluated sample has a mask (gt_sem_seg). Load it in the test pipeline, or "
+                "remove SemSegMetric from the evaluators."
+            )
+        if self.is_subset:
+            logger.warning(
+                "mIoU is of a subset (%d frames) and not comparable with published values.", len(results)
+            )
+        return {
+            **{name: value / 100 for name, value in self._score(results).items()},
+            "num_seg_frames": len(results),
+            "seg_comparable": not self.is_subset,
+        }
+
+    def _check_complete(self, merged: Mapping[str, Any], size: int) -> None:
+        if merged and not self.format_only:
+            super()._check_complete(merged, size)
+
+    def _score(self, results: Mapping[str, tuple[np.ndarray | None, bytes | None]]) -> dict[str, float]:
+        if self.evaluator == "fast":
+            total = np.sum([counts for counts, _ in results.values() if counts is not None], axis=0)
+            return seg_scores(total, class_names=self.class_names)
+        with tempfile.TemporaryDirectory() as scratch:
+            written = self._write(Path(scratch), results)
+            truth = [self.mask_dir / f"{stem}.png" for stem in results]
+            return official_seg_scores(truth, written, class_names=self.class_names)
+
+    def _write(
+        self, folder: Path, results: Mapping[str, tuple[np.ndarray | None, bytes | None]]
+    ) -> dict[str, Path]:
+        folder = folder / RESULT_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {}
+        for stem, (_, png) in results.items():
+            written[stem] = folder / f"{stem}.png"
+            write_bytes_atomic(written[stem], png or b"")
+        return written
+
+
+def _mask(pixel_data: Mapping[str, Any]) -> np.ndarray:
+    """(H, W) uint8 of a PixelData or its dict."""
+    mask = pixel_data.get("sem_seg", None)
+    array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    return array.reshape(array.shape[-2:]).astype(np.uint8)
