@@ -4,21 +4,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from mmengine.dataset import BaseDataset
 
 from perception.config import did_you_mean
 from perception.datasets._frames import current_frame_fields, frame_fields, ground_truth
-from perception.datasets._packed import read_index
-from perception.registry import DATASETS, TRANSFORMS
+from perception.datasets._indexed_dataset import IndexedDataset, build_transforms, check_choice
+from perception.datasets._packed import PackedSamples, read_index
+from perception.registry import DATASETS
 from perception.structures import CLASS_NAMES, MAP_CLASSES
-from perception.utils import DataError, get_logger, stable_seed
-
-_MAX_SKIPPED_FRACTION = 0.001
+from perception.utils import DataError, stable_seed
 
 
 @DATASETS.register_module()
-class NuScenesBEVDataset(BaseDataset):
+class NuScenesBEVDataset(IndexedDataset):
     """Samples of a prepared index, each with its history.
 
     In training an item holds `queue_length` frames, oldest first: the current one and earlier ones of its scene. At the
@@ -80,14 +77,7 @@ class NuScenesBEVDataset(BaseDataset):
     ) -> None:
         if queue_length is not None and queue_length < 1:
             raise ValueError(f"queue_length must be at least 1 (the current frame), got {queue_length}.")
-        for name, value, allowed in (
-            ("history", history, ("random", "consecutive", "stream")),
-            ("on_error", on_error, ("strict", "skip")),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {allowed}, got {value!r}.{did_you_mean(value, allowed)}"
-                )
+        check_choice("history", history, ("random", "consecutive", "stream"))
         if history == "stream" and not test_mode:
             _check_stream_options(queue_length, on_error)
             queue_length = 1
@@ -96,50 +86,32 @@ class NuScenesBEVDataset(BaseDataset):
         self.class_names = tuple(class_names)
         self.use_only_valid = not test_mode if use_only_valid is None else use_only_valid
         self.upstream_can_bus = upstream_can_bus
-        self.on_error = on_error
-        self.seed = seed
-        # In shared memory: workers that stay alive between epochs see the new epoch and each other's skipped samples.
-        self._fully_initialized: bool = False
-        self._metainfo: dict[str, Any] = {}
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._is_skipped = torch.zeros(0, dtype=torch.bool)
-        transforms = [
-            TRANSFORMS.build(dict(transform)) if isinstance(transform, Mapping) else transform
-            for transform in pipeline
-        ]
+        transforms = build_transforms(pipeline)
         found = (transform.map_classes for transform in transforms if hasattr(transform, "map_classes"))
         self.map_classes: tuple[str, ...] = next(found, MAP_CLASSES)
         names = {"classes": self.class_names, "map_classes": self.map_classes}
         super().__init__(
-            ann_file=str(ann_file),
-            metainfo={**names, **(metainfo or {})},
-            data_root=str(data_root),
-            indices=indices,
+            ann_file=ann_file,
+            data_root=data_root,
             pipeline=transforms,
+            on_error=on_error,
+            seed=seed,
             test_mode=test_mode,
+            indices=indices,
+            metainfo={**names, **(metainfo or {})},
             lazy_init=lazy_init,
         )
 
     # ------------------------------------------------------------------------------------------------ the index
 
-    def full_init(self) -> None:
-        """Read the index, once."""
-        if self._fully_initialized:
-            return
+    def _read_samples(self) -> tuple[dict[str, Any], PackedSamples]:
         self._tokens: list[str] = []
         self._scenes: list[str] = []
-        metainfo, self._samples = read_index(self.ann_file, self._visit)
-        if not len(self._samples):
-            raise DataError(
-                "the index holds no sample; build it again with `perception data prepare`.",
-                path=self.ann_file,
-            )
-        self._metainfo = {**metainfo, **self._metainfo}
-        self._label_map = self._map_labels(metainfo.get("categories", {}))
-        self._scene_starts = self._find_scene_starts()
-        self._order = self._select(self._indices)
-        self._is_skipped = torch.zeros(len(self._samples), dtype=torch.bool).share_memory_()
-        self._fully_initialized = True
+        metainfo, samples = read_index(self.ann_file, self._visit)
+        if len(samples):
+            self._label_map = self._map_labels(metainfo.get("categories", {}))
+            self._scene_starts = self._find_scene_starts()
+        return metainfo, samples
 
     def _visit(self, sample: dict[str, Any]) -> None:
         self._tokens.append(sample.get("token", ""))
@@ -173,29 +145,8 @@ class NuScenesBEVDataset(BaseDataset):
             starts[idx] = idx
         return starts
 
-    def _select(self, indices: int | Sequence[int] | None) -> np.ndarray:
-        order = np.arange(len(self._samples))
-        if indices is None:
-            return order
-        if isinstance(indices, int):
-            selected = order[:indices] if indices >= 0 else order[indices:]
-        else:
-            selected = order[np.asarray(indices, dtype=np.int64)]
-        if not len(selected):
-            raise ValueError(f"indices={indices} selects no sample of {len(order)}.")
-        return selected
-
-    @property
-    def is_subset(self) -> bool:
-        """Whether some samples of the index are left out; metrics on a subset are not comparable."""
-        self.full_init()
-        return len(np.unique(self._order)) < len(self._samples)
-
-    @property
-    def sample_tokens(self) -> list[str]:
-        """Token of each item."""
-        self.full_init()
-        return [self._tokens[idx] for idx in self._order]
+    def _token_at(self, position: int) -> str:
+        return self._tokens[position]
 
     @property
     def scene_tokens(self) -> list[str]:
@@ -218,58 +169,7 @@ class NuScenesBEVDataset(BaseDataset):
             if len(sizes) == 1 and None not in sizes:
                 yield frame["sample_token"], frame["lidar2img"], sizes.pop()
 
-    def __len__(self) -> int:
-        self.full_init()
-        return len(self._order)
-
-    def get_data_info(self, idx: int) -> dict[str, Any]:
-        """The index's entry of an item."""
-        self.full_init()
-        return self._samples[int(self._order[idx])]
-
     # ------------------------------------------------------------------------------------------------ items
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that history and augmentation are drawn for; reaches running workers too."""
-        self._epoch.fill_(epoch)
-
-    @property
-    def num_skipped(self) -> int:
-        """Number of defective samples replaced so far, in all worker processes."""
-        return int(self._is_skipped.sum())
-
-    def __getitem__(self, idx: int) -> Any:
-        """One item.
-
-        Raises:
-            DataError: the sample is defective and may not be skipped.
-        """
-        if not 0 <= idx < len(self):
-            raise IndexError(f"index {idx} is out of range for {len(self)} items.")
-        for offset in range(len(self)):
-            candidate = (idx + offset) % len(self)
-            try:
-                return self.prepare_data(candidate)
-            except DataError as error:
-                if self.on_error == "strict" or self.test_mode:
-                    raise
-                self._count_skipped(candidate, error)
-        raise DataError("every sample of the index is defective.", path=self.ann_file)
-
-    def _count_skipped(self, idx: int, error: DataError) -> None:
-        position = int(self._order[idx])
-        if self._is_skipped[position]:
-            return
-        self._is_skipped[position] = True
-        allowed = max(1, int(_MAX_SKIPPED_FRACTION * len(self)))
-        if self.num_skipped > allowed:
-            raise DataError(
-                f"{self.num_skipped} defective samples, more than the {allowed} that on_error='skip' allows for "
-                f"{len(self)}; repair the data (`perception data verify` lists the defects). The latest: {error}",
-                sample_token=self._tokens[position],
-                path=error.path,
-            ) from error
-        get_logger(__name__).warning("sample replaced by the next one: %s", error)
 
     @property
     def is_streamed(self) -> bool:
@@ -310,7 +210,7 @@ class NuScenesBEVDataset(BaseDataset):
         """Compose an item's frames and run the pipeline on them; `previous` and `visit` as in `read_streamed`."""
         position = int(self._order[idx])
         before = None if previous is None else int(self._order[previous])
-        rng = np.random.default_rng(stable_seed(self.seed, int(self._epoch), position))
+        rng = self._generator(position)
         queue = self._queue(position, rng)
         infos = {frame: self._samples[frame] for frame in set(queue)}
         current = infos[position]
