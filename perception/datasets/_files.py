@@ -20,7 +20,7 @@ def missing_files(root: str | Path, records: Iterable[Record]) -> list[Problem]:
     for record in records:
         folder, name = os.path.split(record["filename"])
         if folder not in listings:
-            listings[folder] = _names(root / folder)
+            listings[folder] = file_names(root / folder)
         if name not in listings[folder]:
             problems.append(
                 Problem(
@@ -34,7 +34,8 @@ def missing_files(root: str | Path, records: Iterable[Record]) -> list[Problem]:
     return problems
 
 
-def _names(folder: Path) -> set[str]:
+def file_names(folder: Path) -> set[str]:
+    """Names of what lies in a folder; none where there is no such folder."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:

@@ -66,6 +66,25 @@ def read_image(path: str | Path, *, reduction: int = 1, sample_token: str | None
     return _decode(content, reduction=reduction, path=path, sample_token=sample_token)
 
 
+def read_image_size(path: str | Path, *, sample_token: str | None = None) -> Size:
+    """Width and height of an image file; only its header is read.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError as error:
+        raise _missing(path, sample_token) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(
+            f"the image's header cannot be read ({type(error).__name__}: it is not a JPEG or PNG); unpack it again.",
+            sample_token=sample_token,
+            path=path,
+        ) from error
+
+
 def decode_for(
     content: bytes,
     target_size: Size | None,
@@ -138,15 +157,19 @@ def read_content(path: str | Path, *, sample_token: str | None = None) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise DataError(
-            "the image is missing; unpack the archive that holds it, or fix data_root.",
-            sample_token=sample_token,
-            path=path,
-        ) from error
+        raise _missing(path, sample_token) from error
     except OSError as error:
         raise DataError(
             f"the image cannot be read ({error}).", sample_token=sample_token, path=path
         ) from error
+
+
+def _missing(path: str | Path, sample_token: str | None) -> DataError:
+    return DataError(
+        "the image is missing; unpack the archive that holds it, or fix data_root.",
+        sample_token=sample_token,
+        path=path,
+    )
 
 
 def _decode(content: bytes, *, reduction: int, path: str | Path, sample_token: str | None) -> np.ndarray:
