@@ -52,8 +52,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-root`` for verbs that read a config's own data."""
+    parser.add_argument("--data-root", metavar="DIR", help="root of all the config's data sets and metrics")
+
+
+def add_bad_sample(parser: argparse.ArgumentParser, skipping: str) -> None:
+    """Add ``--on-bad-sample``, None where it is not given."""
     parser.add_argument(
-        "--data-root", metavar="DIR", help="nuScenes root of all the config's data sets and metrics"
+        "--on-bad-sample",
+        choices=("strict", "skip"),
+        help=f"strict (default): stop at a defective sample and name it; skip: {skipping}",
     )
 
 

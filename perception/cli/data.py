@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._parser import add_verb, image_size, int_between, positive_int
+from perception.cli._parser import add_bad_sample, add_verb, image_size, int_between, positive_int
+
+FORMATS = ("nuscenes", "bdd100k")
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,7 +26,7 @@ def add_parser(verbs: Any) -> None:
         perception data synthesize --out data/nuscenes-synthetic --scenes 10 --seed 0
         """,
     )
-    _add_format(synthesize)
+    synthesize.add_argument("--format", choices=FORMATS[:1], default=FORMATS[0], help="on-disk format")
     synthesize.add_argument("--out", required=True, help="folder to write; must not hold another world")
     synthesize.add_argument(
         "--scenes", type=int_between(1, 10), default=10, help="number of scenes, 1 to 10 (default 10)"
@@ -42,29 +44,36 @@ def add_parser(verbs: Any) -> None:
         kinds,
         "prepare",
         run_prepare,
-        summary="build the index of a nuScenes-format root",
+        summary="check a nuScenes or BDD100K root and build its index",
         examples="""
         perception data prepare data/nuscenes-synthetic
         perception data prepare data/nuscenes --version v1.0-trainval
         perception data prepare /read/only/nuscenes --version v1.0-mini --out data/index
         perception data prepare data/nuscenes --version v1.0-trainval --splits my_train my_val
         perception data prepare data/nuscenes --version v1.0-mini --cache 512x288 800x450
+        perception data prepare data/bdd100k
+        perception data prepare data/bdd100k --splits val
         """,
     )
     verify = add_verb(
         kinds,
         "verify",
         run_verify,
-        summary="check a nuScenes-format root: tables, tokens, poses, boxes, images, maps",
+        summary="list all defects of a nuScenes or BDD100K root: tables, boxes, masks, images, maps",
         examples="""
         perception data verify data/nuscenes-synthetic
         perception data verify data/nuscenes --version v1.0-trainval --no-decode
+        perception data verify data/bdd100k
         """,
     )
     for kind in (prepare, verify):
-        _add_format(kind)
-        kind.add_argument("root", metavar="ROOT", help="folder that holds v1.0-*/ and samples/")
-        kind.add_argument("--version", help="e.g. v1.0-mini; default the only one there is")
+        kind.add_argument(
+            "--format", choices=FORMATS, help="on-disk format; default as the root's folders look"
+        )
+        kind.add_argument(
+            "root", metavar="ROOT", help="folder that holds v1.0-*/ and samples/, or images/ and labels/"
+        )
+        kind.add_argument("--version", help="nuScenes': e.g. v1.0-mini; default the only one there is")
     prepare.add_argument("--out", help="folder for the index; default ROOT/perception_index")
     prepare.add_argument(
         "--splits",
@@ -72,12 +81,11 @@ def add_parser(verbs: Any) -> None:
         metavar="NAME",
         help="only these splits, official or of v1.0-*/splits.json; default all, whose images must all be there",
     )
+    add_bad_sample(
+        prepare, "leave them, at most one in a thousand, to `train --on-bad-sample skip` (BDD100K only)"
+    )
     _add_cache(prepare)
     verify.add_argument("--no-decode", action="store_true", help="do not decode every image")
-
-
-def _add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("nuscenes",), default="nuscenes", help="on-disk format")
 
 
 def _add_cache(prepare: argparse.ArgumentParser) -> None:
@@ -130,6 +138,10 @@ def run_prepare(args: argparse.Namespace) -> int:
     """Build an index, and image caches."""
     from perception.config import ConfigError
 
+    if _format_of(args) == "bdd100k":
+        return _prepare_bdd100k(args)
+    if args.on_bad_sample is not None:
+        raise ConfigError("--on-bad-sample: only for BDD100K; nuScenes' defects must be repaired first.")
     needs_cache = ("cache_dir", "cache_format", "cache_quality", "cache_interpolation", "workers")
     given = [f"--{name.replace('_', '-')}" for name in needs_cache if getattr(args, name) is not None]
     if given and not args.cache:
@@ -143,6 +155,33 @@ def run_prepare(args: argparse.Namespace) -> int:
         print(path)
     if args.cache:
         _prepare_caches(args, indexes)
+    return exit_codes.OK
+
+
+def _format_of(args: argparse.Namespace) -> str:
+    """The format named, or the one that the root's folders look like."""
+    if args.format is not None:
+        return args.format
+    has_sets = any((Path(args.root) / "images" / name).is_dir() for name in ("100k", "10k"))
+    return "bdd100k" if has_sets else "nuscenes"
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...]) -> None:
+    from perception.config import ConfigError
+
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: only for nuScenes, and {args.root} is a BDD100K root.")
+
+
+def _prepare_bdd100k(args: argparse.Namespace) -> int:
+    cache = ("cache", "cache_dir", "cache_format", "cache_quality", "cache_interpolation", "workers")
+    _refuse(args, ("version", *cache))
+    from perception.datasets import prepare_bdd100k
+
+    options = {} if args.on_bad_sample is None else {"on_error": args.on_bad_sample}
+    for path in prepare_bdd100k(args.root, out=args.out, splits=args.splits, **options):
+        print(path)
     return exit_codes.OK
 
 
@@ -174,9 +213,13 @@ def _prepare_caches(args: argparse.Namespace, indexes: list[Path]) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """List the defects."""
-    from perception.datasets import verify
+    from perception.datasets import verify, verify_bdd100k
 
-    problems = verify(args.root, version=args.version, decode_images=not args.no_decode)
+    if _format_of(args) == "bdd100k":
+        _refuse(args, ("version",))
+        problems = verify_bdd100k(args.root, decode_images=not args.no_decode)
+    else:
+        problems = verify(args.root, version=args.version, decode_images=not args.no_decode)
     for problem in problems:
         print(problem)
     print(f"{args.root}: {len(problems)} defects" if problems else f"{args.root}: no defect found")

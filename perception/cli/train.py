@@ -6,7 +6,7 @@ from typing import Any
 from perception.cli import exit_codes
 from perception.cli._configs import default_work_dir, load_checked
 from perception.cli._output import say
-from perception.cli._parser import add_data_root, add_overrides, add_verb
+from perception.cli._parser import add_bad_sample, add_data_root, add_overrides, add_verb
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,12 +32,15 @@ def add_parser(verbs: Any) -> None:
         "--resume", action="store_true", help="continue from the run folder's latest valid checkpoint"
     )
     parser.add_argument("--dry-run", action="store_true", help="2 train steps, 2 eval steps, save and resume")
+    add_bad_sample(parser, "train on another one instead, for at most one in a thousand")
     add_data_root(parser)
     add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be known before, then train."""
+    if args.on_bad_sample is not None:
+        args.overrides = [f"train_dataloader.dataset.on_error={args.on_bad_sample}", *args.overrides]
     cfg = load_checked(
         args.config,
         args,

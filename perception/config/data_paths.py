@@ -20,7 +20,7 @@ def with_data_root(cfg: Config, data_root: str | Path) -> Config:
 
     Args:
         cfg: the config.
-        data_root: the nuScenes root.
+        data_root: the nuScenes or BDD100K root.
 
     Raises:
         ConfigError: the config names no data root.
@@ -124,15 +124,19 @@ def _dataset_problems(dataset: Mapping[str, Any], metrics: Sequence[Mapping[str,
     data_root, ann_file = dataset.get("data_root"), dataset.get("ann_file")
     if not isinstance(data_root, str) or not isinstance(ann_file, str):
         return []
+    is_bdd100k = _class_name(dataset) == "BDD100KDataset"
+    name = "bdd100k" if is_bdd100k else "nuscenes"
     folder = Path(data_root)
     is_synthetic = folder.name.endswith("-synthetic")
     make = (
-        f"perception data synthesize --out {data_root}"
+        f"perception data synthesize {'--format bdd100k ' if is_bdd100k else ''}--out {data_root}"
         if is_synthetic
-        else f"a link: ln -s /your/nuscenes {data_root}"
+        else f"a link: ln -s /your/{name} {data_root}"
     )
     if not folder.is_dir():
         return [f"The data root {data_root} does not exist. Make it by {make}; see data/README.md."]
+    if is_bdd100k:
+        return list(_bdd100k_problems(dataset, folder, make))
     versions = [path.name for path in folder.glob("v1.0-*") if path.is_dir()]
     if not versions:
         return [
@@ -148,6 +152,19 @@ def _dataset_problems(dataset: Mapping[str, Any], metrics: Sequence[Mapping[str,
             f"The index {index} does not exist. Make it by perception data prepare {data_root}{choice}"
         )
     return [*problems, *_map_problems(dataset, data_root, metrics)]
+
+
+def _bdd100k_problems(dataset: Mapping[str, Any], folder: Path, make: str) -> Iterator[str]:
+    if not (folder / "images").is_dir():
+        yield f"The data root {folder} holds no BDD100K: there is no folder images in it. Make it by {make}."
+        return
+    index = folder / dataset["ann_file"]
+    if not index.is_file():
+        yield f"The index {index} does not exist. Make it by perception data prepare {folder}"
+    pseudo = dataset.get("pseudo_labels") or ()
+    for labels in [pseudo] if isinstance(pseudo, str) else pseudo:
+        if not Path(labels).is_dir():
+            yield f"The pseudo labels {labels} do not exist. Make them by perception pseudo-label, with --out {labels}"
 
 
 def _map_problems(

@@ -1,12 +1,16 @@
-"""Data sets on disk → items for training: index, checks, transforms, map targets."""
+"""nuScenes and BDD100K on disk → items for training: indexes, checks, transforms, map targets."""
 
 from perception.datasets._packed import read_first_sample
 from perception.datasets._tables import Problem
+from perception.datasets.bdd100k_dataset import BDD100KDataset
+from perception.datasets.bdd100k_index import prepare_bdd100k, verify_bdd100k
 from perception.datasets.database_check import verify
 from perception.datasets.image_cache_check import image_cache_problems
 from perception.datasets.image_cache_writer import CacheReport, prepare_image_cache
 from perception.datasets.index_builder import DETECTION_NAMES, prepare
 from perception.datasets.nuscenes_dataset import NuScenesBEVDataset
+from perception.datasets.scalabel import FrameBoxes, read_boxes
+from perception.datasets.seg_masks import read_mask
 from perception.datasets.transforms import (
     BEVRandomFlip,
     BEVRandomRotate,
@@ -28,11 +32,13 @@ from perception.datasets.vector_map import NuScenesVectorMap
 
 __all__ = [
     "DETECTION_NAMES",
+    "BDD100KDataset",
     "BEVRandomFlip",
     "BEVRandomRotate",
     "CacheReport",
     "CropImage",
     "CropTopMultiView",
+    "FrameBoxes",
     "LoadBEVMap",
     "LoadImage2D",
     "LoadMultiViewImages",
@@ -49,7 +55,11 @@ __all__ = [
     "ResizeMultiView",
     "image_cache_problems",
     "prepare",
+    "prepare_bdd100k",
     "prepare_image_cache",
+    "read_boxes",
     "read_first_sample",
+    "read_mask",
     "verify",
+    "verify_bdd100k",
 ]
