@@ -54,7 +54,7 @@ def add_parser(verbs: Any) -> None:
         kinds,
         "data",
         run_data,
-        summary="measure milliseconds per dataset item",
+        summary="measure milliseconds per dataset item, and images per second and core",
         examples="""
         perception bench data bevformer_nano
         perception bench data bevformer_nano --split val --items 50

@@ -17,6 +17,7 @@ from perception.engine.hooks import (
     TensorboardHook,
 )
 from perception.engine.jsonl_log import read_log
+from perception.engine.mixed_label_sampler import MixedLabelSampler
 from perception.engine.optim_wrapper import BalancedOptimWrapper
 from perception.engine.rank_failure import RankFailure
 from perception.engine.run import evaluate, predict, rehearse, train
@@ -37,6 +38,7 @@ __all__ = [
     "EpochSampler",
     "EvalLoop",
     "LogHook",
+    "MixedLabelSampler",
     "PerceptionRunner",
     "RankFailure",
     "RankWatchHook",

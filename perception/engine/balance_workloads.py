@@ -1,6 +1,7 @@
 """Models with one batch each, on which the cost of balancing methods is measured."""
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from perception.balancing import SharedFeatures, TaskLosses
+from perception.engine.mixed_label_sampler import MixedLabelSampler
 from perception.registry import DATASETS, MODELS
 
 _TASKS = {"segmentation": 13, "depth": 1, "normals": 3, "edges": 1}
@@ -171,7 +173,7 @@ def config_workload(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         data = DATASETS.build(dict(dataset))
-        batch = pseudo_collate([data[index] for index in range(min(batch_size, len(data)))])
+        batch = pseudo_collate([data[index] for index in _first_batch(data, batch_size)])
         network = MODELS.build(dict(model))
         network.init_weights()
     network.to(device).train()
@@ -182,3 +184,12 @@ def config_workload(
         return losses
 
     return Workload(name, network, forward)
+
+
+def _first_batch(data: Any, batch_size: int) -> list[int]:
+    """The first items; of a dataset whose frames have different labels, equally many of each kind."""
+    kinds = {kind for carried in getattr(data, "label_kinds", ()) for kind in carried}
+    if len(kinds) > 1:
+        sampler = MixedLabelSampler(data, batch_size=batch_size, shuffle=False, rank=0, world_size=1)
+        return [int(index) for index in islice(sampler, batch_size)]
+    return list(range(min(batch_size, len(data))))

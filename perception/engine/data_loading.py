@@ -19,7 +19,7 @@ from perception.engine.epoch_dataset import EpochDataset
 from perception.engine.epoch_sampler import EpochSampler
 from perception.engine.hooks.signal_hook import STOP_SIGNALS
 from perception.engine.scene_sampler import SceneBatchSampler, SceneSampler
-from perception.engine.stream_sampler import StreamSampler, check_loader
+from perception.engine.stream_sampler import check_loader
 from perception.utils import stable_seed
 
 _LOADER_KEYS = frozenset({"batch_size", "num_workers", "drop_last", "persistent_workers", "pin_memory",
@@ -33,7 +33,8 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
 
     A dataset that takes a `seed` gets the run's, unless its config has one. It hears of its epoch through the index
     (see `EpochDataset`). The loader draws from a generator of its own, so that starting an iteration does not shift the
-    training's random numbers. With a `SceneSampler` or a `StreamSampler`, batches read several scenes side by side.
+    training's random numbers. With a `SceneSampler` or a `StreamSampler`, batches read several scenes side by side. A
+    sampler that takes a `batch_size` gets the loader's.
 
     Raises:
         ValueError: an unknown key, a missing dataset or an unsuited sampler.
@@ -56,7 +57,7 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
     batch_size = config.get("batch_size", 1)
     if isinstance(sampler, Mapping):
         supplied = dict(dataset=dataset, seed=seed)
-        if _kind(DATA_SAMPLERS, sampler) is StreamSampler:
+        if _takes(_kind(DATA_SAMPLERS, sampler), "batch_size"):
             supplied["batch_size"] = batch_size
         sampler = DATA_SAMPLERS.build(dict(sampler), default_args=supplied)
     check_loader(dataset, sampler, batch_size)
@@ -81,9 +82,12 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
 
 
 def _build_dataset(config: Mapping[str, Any], *, seed: int) -> Any:
-    kind = _kind(DATASETS, config)
-    takes_seed = kind is not None and "seed" in inspect.signature(kind).parameters
+    takes_seed = _takes(_kind(DATASETS, config), "seed")
     return DATASETS.build({"seed": seed, **config} if takes_seed else dict(config))
+
+
+def _takes(kind: Any, name: str) -> bool:
+    return kind is not None and name in inspect.signature(kind).parameters
 
 
 def _kind(registry: Registry, config: Mapping[str, Any]) -> Any:

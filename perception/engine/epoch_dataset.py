@@ -35,6 +35,30 @@ def _rebuild(index: int, epoch: int) -> EpochIndex:
     return EpochIndex.of(index, epoch=epoch)
 
 
+class VisitIndex(EpochIndex):
+    """The index of a sample that an epoch may hold more than once.
+
+    Attributes:
+        visit: a number that no two visits of this sample have in common, in all of the training.
+    """
+
+    visit: int
+
+    @classmethod
+    def in_visit(cls, index: int, *, epoch: int, visit: int) -> "VisitIndex":
+        """Index `index` in epoch `epoch`."""
+        made = cls(index)
+        made.epoch, made.visit = epoch, visit
+        return made
+
+    def __reduce__(self) -> tuple:
+        return (_rebuild_in_visit, (int(self), self.epoch, self.visit))
+
+
+def _rebuild_in_visit(index: int, epoch: int, visit: int) -> VisitIndex:
+    return VisitIndex.in_visit(index, epoch=epoch, visit=visit)
+
+
 class StreamIndex(EpochIndex):
     """The index of a frame in a stream.
 
@@ -68,7 +92,8 @@ class EpochDataset(Dataset):
 
     Args:
         dataset: any map-style dataset; `set_epoch(epoch)` is called if it has it. Frames of streams come from its
-            `read_streamed(index, previous=, visit=)`.
+            `read_streamed(index, previous=, visit=)`, samples that an epoch may hold more than once from its
+            `read_visit(index, visit=)` if it has that.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -85,6 +110,8 @@ class EpochDataset(Dataset):
             self._epoch = epoch
         if isinstance(index, StreamIndex):
             return self.dataset.read_streamed(int(index), previous=index.previous, visit=index.visit)
+        if isinstance(index, VisitIndex) and hasattr(self.dataset, "read_visit"):
+            return self.dataset.read_visit(int(index), visit=index.visit)
         return self.dataset[int(index)]
 
     def __getattr__(self, name: str) -> Any:

@@ -160,11 +160,16 @@ class StreamSampler(Sampler[int]):
 
 
 def check_loader(dataset: Any, sampler: Any, batch_size: int) -> None:
-    """Refuse a loader of which one part is made for streams and another is not.
+    """Refuse a loader of which one part is made for streams, or for another batch size, and another is not.
 
     Raises:
         ValueError: the dataset, the sampler or the batch size does not go with the others.
     """
+    if getattr(sampler, "batch_size", batch_size) != batch_size:
+        raise ValueError(
+            f"{type(sampler).__name__} has the batch size {sampler.batch_size}, the loader {batch_size}; what it gives "
+            "depends on the place in a batch. Leave the sampler's batch_size out"
+        )
     is_streamed = getattr(dataset, "is_streamed", False)
     if not isinstance(sampler, StreamSampler):
         if is_streamed:
@@ -178,11 +183,6 @@ def check_loader(dataset: Any, sampler: Any, batch_size: int) -> None:
             "StreamSampler needs training data that can be streamed; this dataset, "
             f"{type(getattr(dataset, 'dataset', dataset)).__name__}, is not. Use dataset=dict(type=NuScenesBEVDataset, "
             'history="stream", queue_length=1), and SceneSampler for evaluation'
-        )
-    if sampler.batch_size != batch_size:
-        raise ValueError(
-            f"StreamSampler has {sampler.batch_size} streams per rank, the loader batches of {batch_size}; each slot "
-            "of a batch is a stream. Leave the sampler's batch_size out"
         )
 
 

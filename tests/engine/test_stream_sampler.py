@@ -229,7 +229,7 @@ def test_parts_that_do_not_go_together(dataset: Any, sampler: Any, message: str)
 
 
 def test_a_sampler_of_other_batches() -> None:
-    with pytest.raises(ValueError, match="2 streams per rank, the loader batches of 3"):
+    with pytest.raises(ValueError, match="StreamSampler has the batch size 2, the loader 3"):
         build_dataloader(
             dict(dataset=StreamedDataset([9]), sampler=dict(type=StreamSampler, batch_size=2), batch_size=3),
             seed=0,
