@@ -148,8 +148,8 @@ def resize_image(pixels: np.ndarray, size: Size, interpolation: str) -> np.ndarr
     return cv2.resize(pixels, size, interpolation=INTERPOLATIONS[interpolation])
 
 
-def read_content(path: str | Path, *, sample_token: str | None = None) -> bytes:
-    """The bytes of an image file.
+def read_content(path: str | Path, *, sample_token: str | None = None, what: str = "image") -> bytes:
+    """The bytes of an image file, or of what else a message shall call it.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -157,16 +157,16 @@ def read_content(path: str | Path, *, sample_token: str | None = None) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise _missing(path, sample_token) from error
+        raise _missing(path, sample_token, what) from error
     except OSError as error:
         raise DataError(
-            f"the image cannot be read ({error}).", sample_token=sample_token, path=path
+            f"the {what} cannot be read ({error}).", sample_token=sample_token, path=path
         ) from error
 
 
-def _missing(path: str | Path, sample_token: str | None) -> DataError:
+def _missing(path: str | Path, sample_token: str | None, what: str = "image") -> DataError:
     return DataError(
-        "the image is missing; unpack the archive that holds it, or fix data_root.",
+        f"the {what} is missing; unpack the archive that holds it, or fix data_root.",
         sample_token=sample_token,
         path=path,
     )

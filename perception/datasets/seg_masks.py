@@ -1,15 +1,17 @@
 """Masks of semantic segmentation on disk: 8-bit train ids."""
 
+import io
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from perception.datasets._image_files import read_content
 from perception.structures import BDD_SEG_CLASSES, IGNORE_SEG
 from perception.utils import DataError
 
 _NUM_IDS = len(BDD_SEG_CLASSES)
-_MODES = {"L": "8-bit grey", "P": "8-bit with a palette"}
 
 
 def read_mask(
@@ -32,19 +34,20 @@ def read_mask(
     def defect(what: str) -> DataError:
         return DataError(what, sample_token=frame, path=path)
 
-    try:
-        with Image.open(path) as image:
-            mode, found = image.mode, image.size
-            mask = np.array(image) if mode in _MODES else None
-    except FileNotFoundError as error:
-        raise defect("the mask is missing; unpack the archive that holds it.") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise defect(f"the mask cannot be decoded ({error}); unpack it again.") from error
+    content = read_content(path, sample_token=frame, what="mask")
+    # OpenCV decodes faster than Pillow, but makes colours of a palette's ids.
+    mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if mask is None:
         raise defect(
-            f"a mask has one channel of 8 bits, this one has the mode {mode!r}; take labels/sem_seg/masks, not the "
-            "colormaps."
+            f"the mask of {len(content)} bytes cannot be decoded: it is no PNG, or cut short; unpack it again."
         )
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        mask = _read_palette(content)
+    if mask is None:
+        raise defect(
+            "a mask has one channel of 8 bits, this one has others; take labels/sem_seg/masks, not the colormaps."
+        )
+    found = mask.shape[::-1]
     if size is not None and found != tuple(size):
         raise defect(
             f"the mask is {found[0]}×{found[1]}, its image {size[0]}×{size[1]}; they must be equal, so restore the "
@@ -60,3 +63,9 @@ def read_mask(
             "(ignored). Train ids are wanted, not label ids."
         )
     return mask
+
+
+def _read_palette(content: bytes) -> np.ndarray | None:
+    """Ids of an image with a palette, which the toolkit reads too; None where there is no palette."""
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image) if image.mode == "P" else None

@@ -59,7 +59,7 @@ def test_size_and_form_are_checked(tmp_path):
     write_mask(path)
     with pytest.raises(DataError, match="the mask is 64×36, its image 65×36"):
         read_mask(path, size=(65, 36))
-    for mode in ("RGB", "I;16", "1"):
+    for mode in ("RGB", "I;16", "LA"):
         Image.new(mode, SIZE).save(path)
         with pytest.raises(DataError, match="take labels/sem_seg/masks, not the colormaps"):
             read_mask(path)

@@ -270,9 +270,9 @@ def test_a_frame_without_masks_or_boxes_passes(files: dict[str, Any]) -> None:
     ("mask", "message"),
     [
         (np.zeros((36, 64), np.uint8), r"the mask is 64×36, its image 128×72"),
-        (np.full(SHAPE, 19, np.uint8), r"the id 19; allowed are 0…18 and 255"),
-        (np.zeros((*SHAPE, 3), np.uint8), r"this one has 3 of uint8.*not from colormaps"),
-        (np.zeros(SHAPE, np.uint16), r"this one has 1 of uint16"),
+        (np.full(SHAPE, 19, np.uint8), r"the ids 19; allowed are 0 to 18 and 255"),
+        (np.zeros((*SHAPE, 3), np.uint8), "one channel of 8 bits.*not the colormaps"),
+        (np.zeros(SHAPE, np.uint16), "one channel of 8 bits"),
     ],
 )
 def test_a_wrong_mask_is_named(files: dict[str, Any], mask: np.ndarray, message: str) -> None:

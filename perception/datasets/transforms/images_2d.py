@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import cv2
-import numpy as np
-
 from perception.datasets._image_files import INTERPOLATIONS, decode_for, read_content, resize_image
+from perception.datasets.seg_masks import read_mask
 from perception.datasets.transforms._base import Transform
 from perception.datasets.transforms._labels_2d import move_labels, resize_mask, scale_boxes
 from perception.registry import TRANSFORMS
-from perception.structures import BDD_SEG_CLASSES, IGNORE_SEG
-from perception.utils import DataError
 
 
 @TRANSFORMS.register_module()
@@ -61,60 +57,13 @@ class LoadSegMask(Transform):
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Read."""
         names = {"gt_sem_seg": "seg_path", "pseudo_sem_seg": "pseudo_seg_path"}
+        height, width = results["ori_shape"]
         masks = {
-            key: read_mask(results[source], shape=results["ori_shape"], frame_name=results["frame_name"])
+            key: read_mask(results[source], size=(width, height), frame=results["frame_name"])
             for key, source in names.items()
             if results.get(source) is not None
         }
         return {**results, **masks}
-
-
-def read_mask(path: str, *, shape: tuple[int, int], frame_name: str) -> np.ndarray:
-    """A mask of class ids, checked.
-
-    Args:
-        path: PNG of 8 bits and one channel.
-        shape: (height, width) of the image it belongs to.
-        frame_name: for error messages.
-
-    Returns:
-        (H, W) uint8: 0…18, or 255 where it does not count.
-
-    Raises:
-        DataError: as `LoadSegMask`.
-    """
-    content = read_content(path, sample_token=frame_name)
-    mask = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if mask is None:
-        raise DataError(
-            f"the mask of {len(content)} bytes cannot be decoded: it is no PNG, or cut short; unpack it again.",
-            sample_token=frame_name,
-            path=path,
-        )
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        channels = 1 if mask.ndim == 2 else mask.shape[2]
-        raise DataError(
-            f"a mask has one channel of uint8 class ids, this one has {channels} of {mask.dtype}; take the files from "
-            "labels/sem_seg/masks, not from colormaps.",
-            sample_token=frame_name,
-            path=path,
-        )
-    if mask.shape != tuple(shape):
-        raise DataError(
-            f"the mask is {mask.shape[1]}×{mask.shape[0]}, its image {shape[1]}×{shape[0]}; they must be of one size. "
-            "Restore the original files.",
-            sample_token=frame_name,
-            path=path,
-        )
-    is_wrong = (mask >= len(BDD_SEG_CLASSES)) & (mask != IGNORE_SEG)
-    if is_wrong.any():
-        raise DataError(
-            f"the mask holds the id {int(mask[is_wrong][0])}; allowed are 0…{len(BDD_SEG_CLASSES) - 1} and "
-            f"{IGNORE_SEG} (ignored). Take the masks with train ids.",
-            sample_token=frame_name,
-            path=path,
-        )
-    return mask
 
 
 @TRANSFORMS.register_module()
