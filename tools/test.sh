@@ -27,11 +27,18 @@ step() {
     echo "== done in $((SECONDS - start)) s"
 }
 
-# Two cores are busy with two tests' worth of threads; more only get in each other's way.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+# The whole suite is shared out, a file's tests to one process, each with one thread; chosen tests run in this one.
+processes=()
+threads=2
+if [ ${#arguments[@]} -eq 0 ]; then
+    cores=$(nproc)
+    processes=(-n "$((cores < 4 ? cores : 4))" --dist loadfile)
+    threads=1
+fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 export PATH="$PWD/.venv/bin:$PATH"
 step ruff check perception tests tools configs
 step mypy
 step lint-imports
-step python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
+step python -m pytest -m "$selection" ${processes[@]+"${processes[@]}"} ${arguments[@]+"${arguments[@]}"}
 echo "all passed in $SECONDS s"
