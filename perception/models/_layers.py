@@ -97,7 +97,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) → (..., C)."""
-        hidden = self.dropout(self.linear1(x).relu_())
+        hidden = self.linear1(x)
+        # In place, the graph would no longer tell which layer the values came from, which connection strength asks.
+        hidden = self.dropout(hidden.relu() if hidden.requires_grad else hidden.relu_())
         return x + self.dropout(self.linear2(hidden))
 
 
