@@ -19,7 +19,18 @@ def global_draws_from(
     if generator is None:
         yield
         return
-    seed = int(torch.randint(2**62, (), generator=generator))
+    with global_draws_of(draw_seed(generator), device):
+        yield
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """A seed drawn from a CPU generator, or from torch's global one."""
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+@contextmanager
+def global_draws_of(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """As `global_draws_from`, from a known seed."""
     if device is not None and device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         used = torch.cuda.default_generators[index]

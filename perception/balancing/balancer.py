@@ -6,7 +6,7 @@ the optimiser wrapper needs to know one thing about a method: whether it wants t
 method (GradDrop) wants the gradients themselves.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ class Balancer:
         needs_gradients: whether the update comes from `combine_block` instead of from coefficients.
         scale_heads: whether a parameter that only one task reaches is updated with that task's coefficient too; if
             not, only with the task's loss weight.
+        observes_gradients: whether `observe_gradients` sees the task gradients.
         holds_gradients: whether task gradients are held until the end of an update though the method gets neither their
-            Gram matrix nor them; `observe_gradients` sees them.
+            Gram matrix nor them.
         changes_model: whether `prepare` returns another model than it gets.
         has_shared_features: whether all tasks' heads read the same features; if not, gradients of features or of the
             last shared layer compare nothing.
@@ -45,6 +46,7 @@ class Balancer:
     needs_gram: bool = False
     needs_gradients: bool = False
     scale_heads: bool = True
+    observes_gradients: bool = False
     holds_gradients: bool = False
     changes_model: bool = False
     has_shared_features: bool = True
@@ -137,20 +139,29 @@ class Balancer:
     def reuse(self, losses: Tensor, present: Tensor) -> None:
         """In place of `combine` where an earlier update's coefficients are used again; arguments as there."""
 
-    def combine_block(self, gradients: Tensor, present: Tensor) -> Tensor:
-        """The update of one parameter, for methods with `needs_gradients`; called after `combine`.
+    def combine_block(self, gradients: Tensor, present: Tensor, number: int) -> Tensor:
+        """The update of a block of elements, for methods with `needs_gradients`; called after `combine`.
+
+        Each rank calls it for the blocks of which it holds a part. So an element's update must depend on nothing but
+        its own gradients, the block's number and its place in the block.
 
         Args:
-            gradients: (T, ...) weighted global gradients of one parameter, 0 where absent.
+            gradients: (T, B) weighted global gradients, 0 where absent, and where this rank does not hold them.
             present: (T,) bool.
+            number: which block it is.
 
         Returns:
-            (...) the update.
+            (B,) the update.
         """
         raise NotImplementedError(f"{type(self).__name__} combines by coefficients, not element by element")
 
-    def observe_gradients(self, gradients: TaskGradients) -> None:
-        """See an update's weighted task gradients of the global batch, before `combine`."""
+    def observe_gradients(self, gradients: TaskGradients, add: Callable[[Tensor], Tensor]) -> None:
+        """See an update's task gradients of the global batch, before `combine`; for methods with `observes_gradients`.
+
+        Args:
+            gradients: the part that this rank holds.
+            add: numbers of this rank's part → their sum over all ranks, which all must ask for alike.
+        """
 
     def report(self) -> dict[str, Any]:
         """What the last step did, as JSON-able values; only what cost nothing."""

@@ -1,6 +1,6 @@
 """Connection strength: which task each shared channel serves, and training that learns and keeps this priority."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -223,13 +223,13 @@ class ConnectionStrength(MultiTaskBalancer):
             result.append(layer_strength(gain, model.get_submodule(connection.layer).weight))
         return tuple(result)
 
-    def reached(self, grads: Mapping[str, Sequence[Tensor | None]]) -> Tensor:
-        """(L, T) bool: which tasks have a gradient of which layer; ranks join theirs by "or"."""
+    def reached(self, parameters: Mapping[str, Sequence[bool]]) -> Tensor:
+        """(L, T) bool: which tasks reach which layer, from parameter's name → which tasks reach it."""
         result = torch.zeros(len(self.connections), len(self.tasks), dtype=torch.bool)
         for row, connection in zip(result, self.connections, strict=True):
             for part in ("weight", "bias"):
-                for task, grad in enumerate(grads.get(f"{connection.layer}.{part}", ())):
-                    row[task] |= grad is not None
+                for task, is_reached in enumerate(parameters.get(f"{connection.layer}.{part}", ())):
+                    row[task] |= is_reached
         return result
 
     def assign(
@@ -256,31 +256,35 @@ class ConnectionStrength(MultiTaskBalancer):
     def project(
         self,
         model: nn.Module,
-        grads: Mapping[str, Sequence[Tensor | None]],
+        pieces: Sequence[tuple[str, int, Sequence[Tensor | None]]],
+        reached: Tensor,
         *,
         strengths: Sequence[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Phase 2's gradient, where whole gradients of the global batch are at hand; recorded for `report`.
+        add: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Phase 2's gradient, from the gradients of the global batch or this rank's pieces of them; for `report` too.
 
         Args:
             model: the converted model.
-            grads: parameter's name → T gradients in the order of `plan`, None where a task doesn't reach it.
+            pieces: parameter's name, index of the first element in it, and T gradients in the order of `plan` as
+                `GroupProjection.merge` takes them, one task's at least.
+            reached: (L, T), as `reached` gives it, the same on all ranks.
             strengths: as `assign`.
+            add: the pieces' inner products → those of all ranks; None: these are all pieces.
 
         Returns:
-            Parameter's name → gradient; parameters that no task reaches are left out.
+            Each piece's gradient.
         """
-        projection = self.assign(model, self.reached(grads), strengths=strengths)
+        projection = self.assign(model, reached, strengths=strengths)
         products = projection.zero_products()
-        for name, per_task in grads.items():
-            projection.add_products(products, name, per_task)
+        for name, start, per_task in pieces:
+            projection.add_products(products, name, per_task, start=start)
+        products = products if add is None else add(products)
         self.record(projection, products)
         coefficients = projection.coefficients(products)
-        return {
-            name: projection.merge(name, per_task, coefficients)
-            for name, per_task in grads.items()
-            if any(grad is not None for grad in per_task)
-        }
+        return [
+            projection.merge(name, per_task, coefficients, start=start) for name, start, per_task in pieces
+        ]
 
     def record_shares(self, model: nn.Module) -> None:
         """Note for `report` how many channels each task leads, where nothing is projected."""

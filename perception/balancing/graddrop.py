@@ -8,26 +8,27 @@ from torch import Tensor
 from torchjd.aggregation import GradDrop
 
 from perception.balancing._checks import check_range, check_task_names
-from perception.balancing._random import global_draws_from
+from perception.balancing._random import draw_seed, global_draws_of
 from perception.balancing.component import Convention
 from perception.balancing.loss_weighting import LossWeighting
 from perception.balancing.multi_task_balancer import MultiTaskBalancer
+from perception.utils import stable_seed
 
 
 class GradDropBalancer(MultiTaskBalancer):
     """Draws a sign per element of the gradient, by how much of it is positive, and drops the others' parts.
 
-    *Source*: Chen et al. 2020, Algorithm 1, lines 10–15, TorchJD's `GradDrop`, on parameters; convention "sum". It
-    needs every element's signs, so the optimiser wrapper calls `combine_block` parameter by parameter: always in the
-    same order, as each call draws its seed from the balancer's generator. On shards draw on every rank for the same
-    parameter; the shards' masks are then drawn from one seed.
+    *Source*: Chen et al. 2020, Algorithm 1, lines 10–15, TorchJD's `GradDrop`, on parameters; convention "sum". An
+    element's sign is drawn for its place in the row of all parameters: each update draws one seed, the same on all
+    ranks, from which each block of elements has its own. So a rank that holds a part of the elements draws for them
+    what one that holds all would.
 
     Args:
         leak: task → share of its gradient that always passes, in [0, 1]; a task left out has 0.
         weighting: loss weights, by default 1.
         scales: as in `MultiTaskBalancer`.
         convention: as in `MultiTaskBalancer`.
-        scale_heads: whether parameters of a single task go through `combine_block` too (nothing is dropped there).
+        scale_heads: whether elements of a single task go through `combine_block` too (nothing is dropped there).
 
     Raises:
         ValueError: a leak outside [0, 1]; at `setup`, an unknown task.
@@ -54,17 +55,21 @@ class GradDropBalancer(MultiTaskBalancer):
         super().setup(*args, **kwargs)
         check_task_names(self.leak, self.task_names, "leak")
 
-    def combine_block(self, gradients: Tensor, present: Tensor) -> Tensor:
-        """The update (...) of one parameter from its gradients (T, ...), which are weighted and 0 where absent."""
+    def combine(self, losses: Tensor, present: Tensor, gram: Tensor | None) -> Tensor:
+        """As the base class; draws the update's seed."""
+        self._seed = draw_seed(self.generator)
+        return super().combine(losses, present, gram)
+
+    def combine_block(self, gradients: Tensor, present: Tensor, number: int) -> Tensor:
+        """The update (B,) of a block of elements from their gradients (T, B); see the base class."""
         rows = present.nonzero().flatten().tolist()
-        shape = gradients.shape[1:]
         if not rows:
-            return gradients.new_zeros(shape)
-        matrix = gradients[rows].flatten(1)
+            return torch.zeros_like(gradients[0])
+        matrix = gradients[rows]
         coefficients = self._last["coefficients"][rows].to(matrix)
         matrix = matrix * coefficients[:, None]
         if len(rows) == 1:
-            return matrix[0].reshape(shape)
+            return matrix[0]
         leak = torch.tensor([self.leak.get(self.task_names[row], 0.0) for row in rows]).to(matrix)
-        with global_draws_from(self.generator, gradients.device):
-            return GradDrop(leak=leak)(matrix).reshape(shape)
+        with global_draws_of(stable_seed(self._seed, number), gradients.device):
+            return GradDrop(leak=leak)(matrix)

@@ -1,6 +1,6 @@
 """Recon as two runs: a training that scores layers, and one of the network in which the worst of them are split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -19,7 +19,8 @@ class ReconScores(GroupedBalancer):
     """Any training, in which each shared layer counts how often the groups' gradients conflict in it.
 
     *Source*: Recon, Algorithm 1, first run; see `LayerConflicts`. Its `report` names the layers to split, the worst
-    first: copy them from the last line of the log into `Recon(layers=...)`.
+    first: copy them from the last line of the log into `Recon(layers=...)`. Many ranks add the inner products of their
+    parts, L x G x G numbers for L layers and G groups.
 
     Args:
         num_layers: how many layers the report names. Released: 40 for SegNet on Cityscapes, 15 for MTAN on NYUv2.
@@ -36,7 +37,7 @@ class ReconScores(GroupedBalancer):
         0.0
     """
 
-    holds_gradients = True
+    observes_gradients = True
 
     def __init__(
         self,
@@ -65,16 +66,22 @@ class ReconScores(GroupedBalancer):
         )
         self._parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def observe_gradients(self, gradients: TaskGradients) -> None:
-        """Count one update, from the weighted task gradients of the global batch."""
+    def observe_gradients(self, gradients: TaskGradients, add: Callable[[Tensor], Tensor]) -> None:
+        """Count one update, from the task gradients of the global batch."""
         assert self.conflicts is not None
         assert self._groups is not None
         products = self.conflicts.zero_products()
-        for number, parameter in enumerate(gradients.parameters):
-            per_task = dict(zip(self.task_names, gradients.of(number), strict=True))
+        factors = gradients.factors.tolist()
+        for piece in gradients.pieces():
+            weighted = [
+                None if grad is None else factor * grad
+                for factor, grad in zip(factors, piece.gradients, strict=True)
+            ]
+            per_task = dict(zip(self.task_names, weighted, strict=True))
             sums = [_sum([per_task[task] for task in tasks]) for tasks in self._groups.values()]
-            self.conflicts.add_products(products, self._parameter_names[id(parameter)], sums)
-        self.conflicts.update(products)
+            name = self._parameter_names[id(gradients.parameters[piece.number])]
+            self.conflicts.add_products(products, name, sums)
+        self.conflicts.update(add(products))
 
     def report(self) -> dict[str, Any]:
         """As the base class, and `recon_layers`: names of the layers to split, as of now."""

@@ -4,13 +4,33 @@ Legend: T tasks, n parameters, P their elements in all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from perception.balancing.gradient_sketch import GradientSketch
 
 _CHUNK = 1 << 13  # columns per float32 product; the partial Gram matrices are added in float64
+_BLOCK = 1 << 18  # columns that an element-wise method sees at once
+
+
+@dataclass(frozen=True)
+class GradientPiece:
+    """Neighbouring elements of one parameter's task gradients.
+
+    Attributes:
+        number: of the parameter.
+        start: index of the first element in the flattened parameter.
+        columns: of `TaskGradients.held`.
+        gradients: T views (s,), without the factors of `scale_`; None where the task does not reach the parameter.
+    """
+
+    number: int
+    start: int
+    columns: slice
+    gradients: list[Tensor | None]
 
 
 class TaskGradients:
@@ -31,6 +51,9 @@ class TaskGradients:
         parameters: n trainable parameters (features first) on one device.
         num_tasks: T.
         num_features: how many of them are features.
+        is_row_major: whether rows hold a parameter's elements in the order of its shape, as `GradientPiece.start`
+            counts them; else in the order of its memory (channels last, say), so that copies are plain and the update
+            has the strides that fused optimisers want.
 
     Attributes:
         reached: (T, n) bool, on the CPU, whether a task's graph holds the parameter.
@@ -44,7 +67,14 @@ class TaskGradients:
         [[2.0, -2.0], [-2.0, 10.0]]
     """
 
-    def __init__(self, parameters: Sequence[Tensor], num_tasks: int, *, num_features: int = 0) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        num_tasks: int,
+        *,
+        num_features: int = 0,
+        is_row_major: bool = False,
+    ) -> None:
         self.parameters = list(parameters)
         self.num_features = num_features
         dtype, device = torch.float32, torch.device("cpu")
@@ -53,9 +83,11 @@ class TaskGradients:
         sizes = [parameter.numel() for parameter in self.parameters]
         ends = torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()
         self._columns = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        # A row holds a parameter's elements in the order of its memory (channels last, say), so that copies are plain
-        # and the update has the strides that fused optimisers want.
-        self._strides = [torch.empty_like(parameter, device="meta").stride() for parameter in self.parameters]
+        layout = torch.contiguous_format if is_row_major else torch.preserve_format
+        self._strides = [
+            torch.empty_like(parameter, device="meta", memory_format=layout).stride()
+            for parameter in self.parameters
+        ]
         self._rows = torch.empty(num_tasks, sum(sizes), dtype=dtype, device=device)
         # Where the memory holds neither a gradient of now nor zeros.
         self._is_stale = torch.ones(num_tasks, len(sizes), dtype=torch.bool)
@@ -75,6 +107,11 @@ class TaskGradients:
     @rows.setter
     def rows(self, rows: Tensor) -> None:
         self._rows = rows
+
+    @property
+    def factors(self) -> Tensor:
+        """(T,) float64, on the CPU: what `scale_` multiplied the tasks' gradients by."""
+        return self._factors
 
     @property
     def held(self) -> Tensor:
@@ -126,12 +163,23 @@ class TaskGradients:
             return torch.arange(self.reached.shape[1]) < self.num_features
         return self.reached[present.cpu()].sum(dim=0) >= 2
 
-    def of(self, number: int) -> list[Tensor | None]:
-        """One parameter's T gradients, of its shape, without the factors of `scale_`; None where not reached."""
-        return [
-            self._shaped(row, number) if reached else None
-            for row, reached in zip(self.rows, self.reached[:, number].tolist(), strict=True)
-        ]
+    def pieces(self) -> Iterator[GradientPiece]:
+        """All that is held of the parameters that a task reaches, in the order of the columns."""
+        rows = self.held
+        reached = self.reached.T.tolist()
+        offset = 0
+        for first, last in self._ranges:
+            for number, columns in enumerate(self._columns):
+                low, high = max(columns.start, first), min(columns.stop, last)
+                if low >= high or not any(reached[number]):
+                    continue
+                held = slice(offset + low - first, offset + high - first)
+                gradients = [
+                    row[held] if is_reached else None
+                    for row, is_reached in zip(rows, reached[number], strict=True)
+                ]
+                yield GradientPiece(number, low - columns.start, held, gradients)
+            offset += last - first
 
     def gram(self, present: Tensor) -> Tensor:
         """(T, T) float64 inner products over the shared parameters (and held columns), on the CPU.
@@ -186,25 +234,61 @@ class TaskGradients:
         if not scale_heads:
             for start, end in self._runs(self._own(mask)):
                 update[start:end] = factors.to(rows) @ rows[:, start:end]
-        return self._split(update if gather is None else gather(update), mask)
+        return self.assemble(update, mask, gather=gather)
 
     def combine_blocks(
-        self, combine_block: Callable[[Tensor, Tensor], Tensor], present: Tensor, *, scale_heads: bool
+        self,
+        combine_block: Callable[[Tensor, Tensor, int], Tensor],
+        present: Tensor,
+        *,
+        scale_heads: bool,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Tensor | None]:
-        """As `combine`, each parameter's update made by `combine_block((T, ...) gradients, (T,) present)`."""
-        rows, mask = self.rows, present.cpu()
+        """As `combine`, but by a function of blocks of neighbouring columns, in which no column looks at another one.
+
+        Blocks are cut at the same columns whatever part of them is held, so that what a method draws at random for a
+        block is the same on any number of ranks.
+
+        Args:
+            combine_block: ((T, B) weighted gradients, (T,) present, the block's number) → (B,) update. Columns of the
+                block that are not held are zeros, and what comes out for them is not used.
+            present: as in `combine`.
+            scale_heads: as in `combine`.
+            gather: as in `combine`.
+        """
+        rows, mask = self.held, present.cpu()
         update = torch.empty_like(rows[0])
-        own = self._own(mask)
         factors = self._masked_factors(mask).to(rows)
-        for number, (parameter, columns) in enumerate(zip(self.parameters, self._columns, strict=True)):
-            block = rows[:, columns]
-            if own[number] and not scale_heads:
-                update[columns] = factors @ block
-            else:
-                block = torch.stack([self._shaped(row, number) for row in rows])
-                block *= factors.view(-1, *[1] * parameter.dim())
-                self._shaped(update, number).copy_(combine_block(block, mask))
-        return self._split(update, mask)
+        offset = 0
+        for start, end in self._ranges:
+            for number in range(start // _BLOCK, -(-end // _BLOCK)):
+                first, last = number * _BLOCK, min((number + 1) * _BLOCK, self._rows.shape[1])
+                low, high = max(first, start), min(last, end)
+                held = slice(offset + low - start, offset + high - start)
+                block = F.pad(rows[:, held] * factors[:, None], (low - first, last - high))
+                update[held] = combine_block(block, mask, number)[low - first : high - first]
+            offset += end - start
+        if not scale_heads:
+            for start, end in self._runs(self._own(mask)):
+                update[start:end] = factors @ rows[:, start:end]
+        return self.assemble(update, mask, gather=gather)
+
+    def assemble(
+        self, update: Tensor, present: Tensor, *, gather: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor | None]:
+        """Each parameter's part of an update; None where no present task reaches.
+
+        Args:
+            update: (S,), of the columns that are held.
+            present: (T,) bool.
+            gather: as in `combine`.
+        """
+        whole = update if gather is None else gather(update)
+        is_reached = self.reached[present.cpu()].any(dim=0).tolist()
+        return [
+            self._shaped(whole, number).to(parameter.dtype) if is_reached[number] else None
+            for number, parameter in enumerate(self.parameters)
+        ]
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply each task's gradient by its factor, (T,). It is kept apart: no pass over the rows."""
@@ -253,13 +337,6 @@ class TaskGradients:
             else:
                 runs.append((columns.start, columns.stop))
         return runs if self._part is None else list(_clip(runs, self._ranges))
-
-    def _split(self, update: Tensor, mask: Tensor) -> list[Tensor | None]:
-        is_reached = self.reached[mask].any(dim=0).tolist()
-        return [
-            self._shaped(update, number).to(parameter.dtype) if is_reached[number] else None
-            for number, parameter in enumerate(self.parameters)
-        ]
 
 
 def _clip(runs: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -100,7 +100,8 @@ class BalancedBackward:
     def needs_task_gradients(self) -> bool:
         """Whether task gradients are held apart."""
         balancer = self.balancer
-        return balancer.needs_gram or balancer.needs_gradients or balancer.holds_gradients
+        is_apart = balancer.needs_gradients or balancer.observes_gradients or balancer.holds_gradients
+        return balancer.needs_gram or is_apart
 
     def prepare(
         self, model: nn.Module, task_names: Sequence[str], *, max_epochs: int, total_steps: int, seed: int
@@ -291,7 +292,8 @@ class BalancedBackward:
     def _build(self, parameters: Sequence[Tensor], num_tasks: int) -> _Source:
         if self.balancer.projects_groups:
             assert self._model is not None
-            return GroupSource(cast("ConnectionStrength", self.balancer), parameters, self._model)
+            connected = cast("ConnectionStrength", self.balancer)
+            return GroupSource(connected, parameters, self._model, bucket_mb=self.bucket_mb)
         if self.balancer.rotates_features:
             assert self._features is not None
             rotating = cast("RotoGradBalancer", self.balancer)
@@ -392,7 +394,7 @@ def check_options(
             f"sketch_size={sketch_size} estimates the Gram matrix of all parameters' gradients, which {balancer} with "
             f"gradient_source={gradient_source!r} does not use; leave it out"
         )
-    is_exact = balancer.needs_gradients or balancer.holds_gradients
+    is_exact = balancer.needs_gradients or balancer.observes_gradients or balancer.holds_gradients
     if is_exact and (gradient_source != "parameters" or interval != 1 or sketch_size):
         raise ValueError(
             f"{balancer} works on the gradients, element by element or layer by layer: it needs "

@@ -44,19 +44,21 @@ def a100_bandwidth(num_ranks: int) -> float:
 def step_flops(mode: Mode, shape: StepShape) -> float:
     """Operations per rank for exchanging, comparing and combining gradients; forward and backward are not in it.
 
-    A multiply-add is two. A method's own arithmetic on T x T numbers is nothing beside these; that of a method that
-    reads whole gradients is taken as one multiply-add per element.
+    A multiply-add is two. A method's own arithmetic on T x T numbers is nothing beside these; that of a method on parts
+    is taken as one multiply-add per element, and the products of layers.
     """
     tasks, columns, others = shape.num_tasks, shape.num_parameters, 1 - 1 / shape.num_ranks
     part = columns / shape.num_ranks
     # Sums of what arrives, the finite check, products, combination.
+    on_parts = tasks * columns * others + tasks * part + 2 * tasks * part
+    products = 2 * tasks**2 * part
     return {
         "plain": columns * others,
-        "exact": tasks * columns * others + tasks * part + 2 * tasks**2 * part + 2 * tasks * part,
+        "exact": on_parts + products,
         "sketched": (columns + tasks * shape.sketch_size) * others
         + (1 + 2 + 2) * tasks * columns
         + 2 * tasks**2 * shape.sketch_size,
-        "whole": tasks * columns * (others + 1 + 2),
+        "parts": on_parts + (products if shape.num_layers else 0.0),
         "features": columns * others + 2 * (tasks**2 + tasks) * shape.num_features,
         "last_layer": (columns + tasks * shape.num_last_layer) * others + 2 * tasks**2 * shape.num_last_layer,
     }[mode]
@@ -66,18 +68,19 @@ def step_memory(mode: Mode, shape: StepShape) -> float:
     """Bytes per rank of gradients and messages where most of them are alive at once, on NCCL.
 
     Plain: the gradient and its buckets. Exact: T local rows, T parts, the combined part, the update, and what is
-    gathered for it; on gloo up to T rows more, which arrived and are not added yet. Sketched: T rows, then either what
-    sketching a chunk of columns takes, or the update and its buckets. Whole: T local rows and their sums, without a
-    method's own arithmetic on its largest parameter. The others: as plain, and T gradients of what is compared.
+    gathered for it; on gloo up to T rows more, which arrived and are not added yet. Parts: as exact, without a method's
+    own arithmetic on a block of columns. Sketched: T rows, then either what sketching a chunk of columns takes, or the
+    update and its buckets. The others: as plain, and T gradients of what is compared.
     """
     tasks, row = shape.num_tasks, shape.num_parameters * shape.row_bytes
     plain = 2 * shape.num_parameters * shape.num_bytes
     chunk = min(shape.num_parameters, _SKETCH_CHUNK) * (12 + 20 * tasks)
+    parts = (tasks + 2) * row + (tasks + 1) * row / shape.num_ranks
     return {
         "plain": plain,
-        "exact": (tasks + 2) * row + (tasks + 1) * row / shape.num_ranks,
+        "exact": parts,
         "sketched": tasks * row + max(plain, chunk),
-        "whole": 2 * tasks * row,
+        "parts": parts,
         "features": plain + tasks * shape.num_features * shape.row_bytes,
         "last_layer": plain + 2 * tasks * shape.num_last_layer * shape.row_bytes,
     }[mode]
@@ -119,7 +122,7 @@ def step_cost(mode: Mode, shape: StepShape, hardware: Hardware | None = None) ->
         "send_seconds": sent / bandwidth,
         "latency_seconds": hardware.latency * sum(exchange.num_hops(ranks) for exchange in exchanges),
         "arithmetic_seconds": flops / hardware.flop_rate,
-        "trunk_backwards": shape.num_tasks if mode in ("exact", "sketched", "whole") else 1,
+        "trunk_backwards": shape.num_tasks if mode in ("exact", "sketched", "parts") else 1,
         "exchanges": [
             {
                 "purpose": exchange.purpose,

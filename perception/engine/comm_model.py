@@ -18,18 +18,19 @@ from typing import Literal
 from perception.balancing import Balancer
 
 Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
-Mode = Literal["plain", "exact", "sketched", "whole", "features", "last_layer"]
+Mode = Literal["plain", "exact", "sketched", "parts", "features", "last_layer"]
 
 MODES: dict[Mode, str] = {
     "plain": "one backward of a weighted sum, one all-reduce of its gradient",
     "exact": "each task's gradient reduce-scattered, T x T products all-reduced, the update all-gathered",
     "sketched": "T x k numbers all-reduced, then the update's gradient",
-    "whole": "each task's gradient all-reduced, for methods that read the gradients themselves",
+    "parts": "as exact, for methods that work element by element or layer by layer in place of T x T products",
     "features": "T x T products of the shared features' gradients all-reduced, then the update's gradient",
     "last_layer": "the last shared layer's gradient of each task all-reduced, then the update's gradient",
 }
 """How a step's task gradients are compared → what ranks exchange for it."""
 
+_MAY_BE_ZERO = ("num_idle", "num_statistics", "num_layers")
 _MIB = 2**20
 _FLOAT64 = 8
 
@@ -43,12 +44,13 @@ class StepShape:
         num_parameters: P.
         num_tasks: T.
         num_tensors: n.
-        num_idle: elements of parameters that no task reaches: exact and whole rows hold them, plain training does not.
+        num_idle: elements of parameters that no task reaches: exact rows and parts hold them, plain training does not.
         num_statistics: running statistics of batch norms in training mode.
         num_bytes: of a parameter's element. Task gradients are held and sent in float32 at least.
         sketch_size: k.
         num_last_layer: L; by default a layer from 256 to 256 channels and its norm.
         num_features: F; by default 150 x 150 BEV cells of 256 channels.
+        num_layers: layers for each of which a method in mode "parts" adds T x T products.
         bucket_mb: largest message, MiB.
 
     Raises:
@@ -65,11 +67,12 @@ class StepShape:
     sketch_size: int = 65_536
     num_last_layer: int = 66_304
     num_features: int = 5_760_000
+    num_layers: int = 0
     bucket_mb: float = 25.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 2 if name == "num_ranks" else 0 if name in ("num_idle", "num_statistics") else 1
+            least = 2 if name == "num_ranks" else 0 if name in _MAY_BE_ZERO else 1
             if value < least and not (name == "bucket_mb" and value > 0):
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
 
@@ -174,12 +177,12 @@ def _flags(shape: StepShape) -> list[Exchange]:
     return [_reached(shape), is_finite, _weights_and_coefficients(shape)]
 
 
-def _gram(shape: StepShape) -> Exchange:
-    payload = _FLOAT64 * shape.num_tasks**2
+def _products(shape: StepShape, count: int) -> Exchange:
+    payload = _FLOAT64 * shape.num_tasks**2 * count
     return Exchange(purpose="products", kind="all_reduce", payload=payload, is_gradient=True)
 
 
-def _exact(shape: StepShape) -> list[Exchange]:
+def _by_parts(shape: StepShape, num_products: int) -> list[Exchange]:
     padded = -(-shape.num_parameters // shape.num_ranks) * shape.num_ranks * shape.row_bytes
     bucket = shape.bucket_mb * _MIB
     rows = Exchange(
@@ -191,7 +194,8 @@ def _exact(shape: StepShape) -> list[Exchange]:
         bucket=bucket,
     )
     update = Exchange(purpose="update", kind="all_gather", payload=padded, is_gradient=True, bucket=bucket)
-    return [*_flags(shape), rows, _gram(shape), update]
+    products = [_products(shape, num_products)] if num_products else []
+    return [*_flags(shape), rows, *products, update]
 
 
 def _sketched(shape: StepShape) -> list[Exchange]:
@@ -200,14 +204,8 @@ def _sketched(shape: StepShape) -> list[Exchange]:
     return [*_flags(shape), sketches, *_summed(shape)]
 
 
-def _whole(shape: StepShape) -> list[Exchange]:
-    payload = shape.num_tasks * shape.num_parameters * shape.row_bytes
-    rows = Exchange(purpose="task gradients", kind="all_reduce", payload=payload, is_gradient=True)
-    return [*_flags(shape), rows]
-
-
 def _features(shape: StepShape) -> list[Exchange]:
-    return [_reached(shape), _weights_and_coefficients(shape), _gram(shape), *_summed(shape)]
+    return [_reached(shape), _weights_and_coefficients(shape), _products(shape, 1), *_summed(shape)]
 
 
 def _last_layer(shape: StepShape) -> list[Exchange]:
@@ -218,9 +216,9 @@ def _last_layer(shape: StepShape) -> list[Exchange]:
 
 _MAKERS: dict[Mode, Callable[[StepShape], list[Exchange]]] = {
     "plain": _summed,
-    "exact": _exact,
+    "exact": lambda shape: _by_parts(shape, 1),
     "sketched": _sketched,
-    "whole": _whole,
+    "parts": lambda shape: _by_parts(shape, shape.num_layers),
     "features": _features,
     "last_layer": _last_layer,
 }
@@ -232,11 +230,13 @@ def modes_of(balancer: Balancer) -> list[Mode]:
     Args:
         balancer: the method.
     """
-    if balancer.needs_gradients or balancer.holds_gradients or balancer.projects_groups:
-        return ["whole"]
+    if balancer.needs_gradients or balancer.observes_gradients or balancer.projects_groups:
+        return ["parts"]
     if balancer.rotates_features:
         return ["features"]
     if not balancer.needs_gram:
         return ["plain"]
+    if balancer.holds_gradients:
+        return ["exact"]
     on_features: list[Mode] = ["features", "last_layer"] if balancer.has_shared_features else []
     return ["exact", "sketched", *on_features]

@@ -9,6 +9,7 @@ With a loss scale every backward runs on scaled losses, and every Gram matrix an
 
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,14 +102,16 @@ class ParameterSource:
 
     The window's losses are weighed and combined once, at its end. On many ranks each keeps a part of every task's
     global gradient, multiplies it, and the parts' T x T products are added: the exact Gram matrix without any rank
-    holding another's gradients. A task's gradient is sent while the next task's backward runs. The parts' combination
-    is put together to the update: in all (T + 1) / 2 times the bytes of plain training's one all-reduce.
+    holding another's gradients. A method that works element by element, or adds products of its own, does so on the
+    parts. A task's gradient is sent while the next task's backward runs. The parts' combination is put together to the
+    update: in all (T + 1) / 2 times the bytes of plain training's one all-reduce.
 
     With a sketch the Gram matrix is nearly that (see `GradientSketch`), and one all-reduce of the combined local
-    gradients is left. A method that reads the gradients themselves gets whole ones, by T all-reduces.
+    gradients is left. It is all that a method needs which only holds the gradients until the last forward.
 
     Args:
-        balancer: its `combine` gets the Gram matrix, its `combine_block` the gradients if it wants them.
+        balancer: its `combine` gets the Gram matrix, its `combine_block` and `observe_gradients` this rank's part of
+            the gradients if they want it.
         parameters: n trainable parameters.
         num_tasks: T.
         bucket_mb: largest message between ranks, MiB.
@@ -151,7 +154,7 @@ class ParameterSource:
         """One backward per local task."""
         if self._gradients is None:
             self._gradients = TaskGradients(self.parameters, self.num_tasks)
-            keeps_parts = world_size() > 1 and not self._reads_gradients and self.sketch is None
+            keeps_parts = world_size() > 1 and self._compares and self.sketch is None
             self._exchange = row_exchange(self._gradients, bucket_mb=self.bucket_mb) if keeps_parts else None
         self._has_steps = True
         self._losses += step.global_losses * step.factor
@@ -165,8 +168,9 @@ class ParameterSource:
         return None
 
     @property
-    def _reads_gradients(self) -> bool:
-        return self.balancer.needs_gradients or self.balancer.holds_gradients
+    def _compares(self) -> bool:
+        balancer = self.balancer
+        return balancer.needs_gram or balancer.needs_gradients or balancer.observes_gradients
 
     def _send(self, task_idx: int) -> None:
         if self._exchange is not None and self._gradients is not None and task_idx not in self._pending:
@@ -182,8 +186,6 @@ class ParameterSource:
             for task_idx in present.nonzero().flatten().tolist():
                 self._send(task_idx)
             keep_parts(gradients, self._exchange, self._pending)
-        elif self.sketch is None:
-            gradients.rows = sum_over_ranks(gradients.rows)
         bad = bad_tasks(gradients)
         if bad:
             result = bad, bad_parameters(gradients)
@@ -198,17 +200,17 @@ class ParameterSource:
         if gram is not None and not bool(gram.isfinite().all()):  # the squares overflowed
             self._clear()
             return (~gram.diagonal().isfinite()).nonzero().flatten().tolist(), []
-        self.balancer.observe_gradients(gradients)
+        self.balancer.observe_gradients(gradients, sum_over_ranks)
         coefficients = from_first_rank(self.balancer.combine(weights * self._losses, present, gram))
-        scale_heads = self.balancer.scale_heads
+        gather = None if self._exchange is None else self._exchange.gather
+        options: dict[str, Any] = {"scale_heads": self.balancer.scale_heads, "gather": gather}
         if self.balancer.needs_gradients:
-            update = gradients.combine_blocks(self.balancer.combine_block, present, scale_heads=scale_heads)
+            update = gradients.combine_blocks(self.balancer.combine_block, present, **options)
         else:
-            gather = None if self._exchange is None else self._exchange.gather
-            update = gradients.combine(coefficients, present, scale_heads=scale_heads, gather=gather)
+            update = gradients.combine(coefficients, present, **options)
         for parameter, value in zip(self.parameters, update, strict=True):
             parameter.grad = value
-        if self.sketch is not None:
+        if self._exchange is None:
             sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
         self.coefficients = torch.where(present, coefficients.double(), torch.nan)
         self._clear()

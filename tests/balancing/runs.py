@@ -43,7 +43,7 @@ def update(balancer, gradients, losses, present):
     gram = weighted @ weighted.T if balancer.needs_gram else None
     coefficients = balancer.combine(weights * losses, present, gram)
     if balancer.needs_gradients:
-        return balancer.combine_block(weighted, present)
+        return balancer.combine_block(weighted, present, 0)
     return coefficients @ weighted
 
 

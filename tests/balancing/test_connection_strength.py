@@ -76,6 +76,19 @@ def _gradients(balancer: ConnectionStrength, model: Net, images: Tensor) -> dict
     return {name: [grads[i] for grads in per_task] for i, name in enumerate(named)}
 
 
+def _project(
+    balancer: ConnectionStrength, model: nn.Module, grads: dict[str, list[Tensor | None]]
+) -> dict[str, Tensor]:
+    """Of whole parameters."""
+    pieces = [(name, 0, parts) for name, parts in grads.items() if any(part is not None for part in parts)]
+    found = balancer.project(model, pieces, _reached(balancer, grads))
+    return {name: value for (name, _, _), value in zip(pieces, found, strict=True)}
+
+
+def _reached(balancer: ConnectionStrength, grads: dict[str, list[Tensor | None]]) -> Tensor:
+    return balancer.reached({name: [part is not None for part in parts] for name, parts in grads.items()})
+
+
 def _naive_groups(weight: Tensor, norms: list[nn.BatchNorm2d]) -> list[int]:
     """Equations 4, 6, 7 and 10 with loops."""
     num_out, num_in, height, width = weight.shape
@@ -98,7 +111,7 @@ def test_the_second_phase_is_the_papers(seed: int) -> None:
     groups = GROUPS if seed % 2 else {"cls": ("cls",), "box": ("box",), "seg": ("seg",)}
     balancer, model, images = _setup(groups, seed)
     grads = _gradients(balancer, model, images)
-    update = balancer.project(model, grads)
+    update = _project(balancer, model, grads)
     for conv, norm in (("trunk.0", "trunk.1"), ("trunk.3", "trunk.4")):
         layer = model.get_submodule(conv)
         norms = [model.get_submodule(norm)[task] for task in balancer.tasks]
@@ -114,12 +127,43 @@ def test_the_second_phase_is_the_papers(seed: int) -> None:
             assert torch.equal(update[name], given[0])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_pieces_of_two_ranks_give_the_whole(seed: int) -> None:
+    """Each rank has a half of every parameter, cut anywhere; their products are added before they project."""
+    balancer, model, images = _setup(GROUPS, seed)
+    grads = _gradients(balancer, model, images)
+    whole = _project(balancer, model, grads)
+    reported = balancer.report()
+    reached = _reached(balancer, grads)
+    cuts = {name: (5 * n + seed) % value.numel() for n, (name, value) in enumerate(whole.items())}
+    halves = [[(name, 0, cut) for name, cut in cuts.items() if cut]]
+    halves.append([(name, cut, whole[name].numel()) for name, cut in cuts.items()])
+    ranks = [
+        [
+            (name, start, [None if part is None else part.flatten()[start:end] for part in grads[name]])
+            for name, start, end in half
+        ]
+        for half in halves
+    ]
+    sums: list[Tensor] = []
+    for rank in ranks:
+        balancer.project(model, rank, reached, add=lambda products: sums.append(products) or products)
+    found: dict[str, list[Tensor]] = {name: [] for name in whole}
+    for rank in ranks:
+        updates = balancer.project(model, rank, reached, add=lambda products: sums[0] + sums[1])
+        for (name, _, _), update in zip(rank, updates, strict=True):
+            found[name].append(update)
+    assert balancer.report() == reported
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.cat(found[name]), value.flatten(), rtol=1e-12, atol=1e-14)
+
+
 def test_conflicts_change_the_update_in_these_tests() -> None:
     changed = 0
     for seed in range(5):
         balancer, model, images = _setup(GROUPS, seed)
         grads = _gradients(balancer, model, images)
-        update = balancer.project(model, grads)
+        update = _project(balancer, model, grads)
         for name in ("trunk.0.weight", "trunk.3.weight"):
             changed += not torch.allclose(update[name], sum(grads[name]))
     assert changed >= 3
@@ -130,11 +174,11 @@ def test_an_absent_group_leaves_the_others_problem() -> None:
     balancer, model, images = _setup(three)
     grads = _gradients(balancer, model, images)
     without = {name: [parts[0], None, parts[2]] for name, parts in grads.items()}
-    update = balancer.project(model, without)
+    update = _project(balancer, model, without)
 
     other = ConnectionStrength(groups={"cls": ("cls",), "seg": ("seg",)})
     other._connections = balancer.connections
-    expected = other.project(model, {name: [parts[0], parts[2]] for name, parts in grads.items()})
+    expected = _project(other, model, {name: [parts[0], parts[2]] for name, parts in grads.items()})
     assert set(update) == set(expected)
     for name in update:
         torch.testing.assert_close(update[name], expected[name], rtol=1e-12, atol=0)
@@ -143,7 +187,7 @@ def test_an_absent_group_leaves_the_others_problem() -> None:
 def test_one_present_group_keeps_its_gradient() -> None:
     balancer, model, images = _setup()
     grads = {name: [None, parts[1]] for name, parts in _gradients(balancer, model, images).items()}
-    for name, value in balancer.project(model, grads).items():
+    for name, value in _project(balancer, model, grads).items():
         assert torch.equal(value, grads[name][1])
 
 
@@ -152,7 +196,7 @@ def test_a_layer_that_a_task_does_not_reach_is_not_its() -> None:
     grads = _gradients(balancer, model, images)
     for part in ("weight", "bias"):
         grads[f"trunk.0.{part}"][0] = None
-    reached = balancer.reached(grads)
+    reached = _reached(balancer, grads)
     assert reached.tolist() == [[False, True], [True, True]]
     groups = balancer.assign(model, reached).groups
     assert set(groups[0].tolist()) == {1}
@@ -174,9 +218,9 @@ def test_equal_norms_give_no_groups_and_the_plain_sum() -> None:
         model(images)
     grads = _gradients(balancer, model, images)
     assert {
-        int(task) for group in balancer.assign(model, balancer.reached(grads)).groups for task in group
+        int(task) for group in balancer.assign(model, _reached(balancer, grads)).groups for task in group
     } == {-1}
-    for name, value in balancer.project(model, grads).items():
+    for name, value in _project(balancer, model, grads).items():
         torch.testing.assert_close(value, sum(g for g in grads[name] if g is not None), rtol=0, atol=0)
 
 
@@ -184,7 +228,7 @@ def test_report() -> None:
     balancer, model, images = _setup()
     assert balancer.report() == {"phase": "sequential"}
     grads = _gradients(balancer, model, images)
-    projection = balancer.assign(model, balancer.reached(grads))
+    projection = balancer.assign(model, _reached(balancer, grads))
     products = projection.zero_products()
     for name, parts in grads.items():
         projection.add_products(products, name, parts)

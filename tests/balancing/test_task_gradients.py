@@ -1,5 +1,6 @@
 """The block of task gradients: what it keeps, what it forgets, and its layout."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -65,7 +66,9 @@ def test_factors_reach_everything_that_is_computed() -> None:
         strict=True,
     ):
         assert_close(found, expected)
-    by_blocks = scaled.combine_blocks(lambda block, present: block.sum(dim=0), BOTH, scale_heads=False)
+    by_blocks = scaled.combine_blocks(
+        lambda block, present, number: block.sum(dim=0), BOTH, scale_heads=False
+    )
     for found, expected in zip(
         by_blocks, scaled.combine(torch.ones(2), BOTH, scale_heads=False), strict=True
     ):
@@ -77,7 +80,7 @@ def test_update_has_the_strides_of_its_parameter() -> None:
     gradients = filled(TaskGradients(params, 2), params, ((0, 1), (0, 2)))
     for update in (
         gradients.combine(torch.ones(2), BOTH, scale_heads=True),
-        gradients.combine_blocks(lambda block, present: block.sum(dim=0), BOTH, scale_heads=True),
+        gradients.combine_blocks(lambda block, present, number: block.sum(dim=0), BOTH, scale_heads=True),
     ):
         for parameter, value in zip(params, update, strict=True):
             assert value is not None
@@ -136,6 +139,44 @@ def test_parts_of_the_columns_give_together_what_the_whole_gives() -> None:
     assert (parts[1].bad_rows(), parts[1].bad_parameters()) == ([1], [2])
     parts[1].restart()
     assert parts[1].held.shape == (2, 119)
+
+
+@pytest.mark.parametrize("is_row_major", [False, True])
+def test_pieces_cover_what_is_held_and_what_is_reached(is_row_major: bool) -> None:
+    """A part that cuts through parameters in two ranges; nobody reaches the last one."""
+    params = parameters()
+    gradients = filled(TaskGradients(params, 2, is_row_major=is_row_major), params, ((0, 1), (0,)))
+    (whole, own) = gradients.pieces()
+    assert (whole.number, whole.start, whole.columns) == (0, 0, slice(0, 108))
+    in_shape = (3 * params[0].detach() ** 2).flatten()
+    assert torch.equal(whole.gradients[1], in_shape) == is_row_major
+    assert (own.number, own.start, own.columns, own.gradients[1]) == (1, 0, slice(108, 113), None)
+    assert_close(own.gradients[0], 2 * params[1].detach())
+
+    ranges = [(5, 9), (100, 117)]
+    rows = gradients.rows.clone()
+    gradients.keep_part(torch.cat([rows[:, start:end] for start, end in ranges], dim=1), ranges)
+    found = [(piece.number, piece.start, piece.columns) for piece in gradients.pieces()]
+    assert found == [(0, 5, slice(0, 4)), (0, 100, slice(4, 12)), (1, 0, slice(12, 17))]
+    for piece in gradients.pieces():
+        first = piece.start + (108 if piece.number else 0)
+        assert torch.equal(piece.gradients[0], rows[0, first : first + len(piece.gradients[0])])
+
+
+def test_rows_in_the_order_of_shapes_give_the_same_update() -> None:
+    params = parameters()
+    by_memory, by_shape = (
+        filled(TaskGradients(params, 2, is_row_major=flag), params, ((0, 1), (0, 2)))
+        for flag in (False, True)
+    )
+    assert_close(by_shape.rows[0, :108], 2 * params[0].detach().flatten())
+    assert not torch.equal(by_memory.rows, by_shape.rows)
+    for found, expected in zip(
+        by_shape.combine(torch.ones(2), BOTH, scale_heads=True),
+        by_memory.combine(torch.ones(2), BOTH, scale_heads=True),
+        strict=True,
+    ):
+        assert_close(found, expected)
 
 
 def test_a_sketch_is_of_shared_parameters_and_scaled() -> None:

@@ -16,7 +16,10 @@ def test_the_page_shows_the_table(capsys):
     tables = capsys.readouterr().out.split("\n\n- plain:")[0]
     assert tables.count("\n| 4096 |") == 12
     shown = PAGE.read_text(encoding="utf-8")
-    missing = [line for line in tables.splitlines() if line not in shown and "| last_layer |" not in line]
+    left_out = ("| parts |", "| last_layer |")  # as the page says
+    missing = [
+        line for line in tables.splitlines() if line not in shown and not any(map(line.count, left_out))
+    ]
     assert not missing
 
 

@@ -6,13 +6,16 @@ import re
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grouped_world
 import pytest
 import torch
 import torch.distributed as dist
 import toy_world
 
+from perception.balancing import build_balancer
+from perception.balancing.recon import shared_layers
 from perception.engine.collectives import sum_over_ranks
 from perception.engine.comm_cost import step_memory
 from perception.engine.comm_counter import COUNTED, count_collectives, socket_bytes_sent
@@ -21,27 +24,34 @@ from tests.engine.launching import launch
 
 SKETCH_SIZE = 64
 SOURCES = Path(__file__).resolve().parents[2] / "perception"
-OPTIONS: dict[Mode, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "exact": {"optim_wrapper__balancer": "pcgrad"},
     "sketched": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__sketch_size": SKETCH_SIZE},
-    "whole": {"optim_wrapper__balancer": "graddrop"},
+    "parts": {"optim_wrapper__balancer": "graddrop"},
+    "layers": {"optim_wrapper__balancer": "recon_scores"},  # parts, and products per layer
     "features": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__gradient_source": "features"},
     "last_layer": {"optim_wrapper__balancer": "pcgrad", "optim_wrapper__gradient_source": "last_layer"},
 }
 # 112 parameters divide by the numbers of ranks, 101 do not, and 6 of the other model's 96 are idle.
-JOBS: list[tuple[str, int, Mode]] = [
+JOBS: list[tuple[str, int, str]] = [
     *(("CutToyModel", 10, mode) for mode in OPTIONS),
     ("CutToyModel", 9, "exact"),
+    ("CutToyModel", 9, "parts"),
     ("ToyModel", 8, "exact"),
     ("ToyModel", 8, "sketched"),
 ]
 SMALL_BUCKET_MB = 1e-4
 WIDE = 20_000
 SAMPLES = 24  # three steps of two samples on each of four ranks
+# A forward per group of tasks: connection strength's second phase, and Recon's second run, which compares nothing.
+GROUPED = {
+    "projected": {**grouped_world.CONNECTION, "phases": "grouped"},
+    "held": {"name": "recon", "groups": grouped_world.GROUPS, "layers": ["trunk.4"], "trunk": ["trunk"]},
+}
 
 
-def run(folder: Path, num_ranks: int, jobs: list[tuple[str, int, Mode]], **options: Any) -> None:
+def run(folder: Path, num_ranks: int, jobs: list[tuple[str, int, str]], **options: Any) -> None:
     launch(
         [
             {
@@ -62,11 +72,11 @@ def run(folder: Path, num_ranks: int, jobs: list[tuple[str, int, Mode]], **optio
     )
 
 
-def found(folder: Path, name: str, width: int, mode: Mode, rank: int) -> dict[str, Any]:
+def found(folder: Path, name: str, width: int, mode: str, rank: int) -> dict[str, Any]:
     return json.loads(Path(f"{folder}/{name}-{width}-{mode}.{rank}").read_text())
 
 
-def shape_of(name: str, width: int, num_ranks: int) -> StepShape:
+def shape_of(name: str, width: int, num_ranks: int, mode: str = "") -> StepShape:
     model = getattr(toy_world, name)(width=width)
     sizes = [parameter.numel() for parameter in model.parameters()]
     return StepShape(
@@ -78,13 +88,14 @@ def shape_of(name: str, width: int, num_ranks: int) -> StepShape:
         num_statistics=2 * width,
         sketch_size=SKETCH_SIZE,
         num_last_layer=(toy_world.NUM_FEATURES + 1) * width,
+        num_layers=len(shared_layers(model)) if mode == "layers" else 0,
     )
 
 
-def expected(mode: Mode, shape: StepShape) -> Counter[tuple[str, int]]:
+def expected(mode: str, shape: StepShape) -> Counter[tuple[str, int]]:
     """(kind, payload) → how often, on gloo."""
     calls: Counter[tuple[str, int]] = Counter()
-    for exchange in step_exchanges(mode, shape):
+    for exchange in step_exchanges(cast("Mode", "parts" if mode == "layers" else mode), shape):
         kind = "all_to_all" if exchange.kind == "reduce_scatter" else exchange.kind
         calls[kind, exchange.payload] += exchange.count
     return calls
@@ -97,39 +108,65 @@ def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Folder with what each rank counted, and the number of ranks."""
     folder = tmp_path_factory.mktemp("counted")
     run(folder, request.param, JOBS)
+    samples = {"train_dataloader__dataset__num_samples": SAMPLES}
+    jobs = [
+        {"job": "count", "work_dir": f"{folder}/{name}.run", "out": f"{folder}/{name}", "world": "grouped",
+         "changes": {"balancer": balancer, **samples}}
+        for name, balancer in GROUPED.items()
+    ]  # fmt: skip
+    launch(jobs, num_ranks=request.param)
     return folder, request.param
 
 
 @pytest.mark.parametrize(("name", "width", "mode"), JOBS)
 def test_a_step_exchanges_what_the_model_says(
-    counted: tuple[Path, int], name: str, width: int, mode: Mode
+    counted: tuple[Path, int], name: str, width: int, mode: str
 ) -> None:
     folder, num_ranks = counted
     for rank in range(num_ranks):
         calls = Counter((kind, payload) for kind, payload in found(folder, name, width, mode, rank)["calls"])
-        assert calls == expected(mode, shape_of(name, width, num_ranks))
+        assert calls == expected(mode, shape_of(name, width, num_ranks, mode))
 
 
-def test_exact_sends_at_most_half_of_a_row_more_per_task(counted: tuple[Path, int]) -> None:
-    """Task gradients of 112 numbers: (T + 1) / 2 of plain training's all-reduce, and T x T numbers."""
+@pytest.mark.parametrize("method", ["exact", "parts", "layers"])
+def test_exact_sends_at_most_half_of_a_row_more_per_task(counted: tuple[Path, int], method: str) -> None:
+    """Task gradients of 112 numbers: (T + 1) / 2 of plain training's all-reduce, and T x T numbers or none."""
     folder, num_ranks = counted
     num_tasks, row = 2, 4 * 112
     sent = {}
-    for mode in ("plain", "exact"):
+    for mode in ("plain", method):
         calls = found(folder, "CutToyModel", 10, mode, 0)["calls"]
         large = [(kind, payload) for kind, payload in calls if payload == row]
         sent[mode] = sum(sent_bytes(kind, payload, num_ranks) for kind, payload in large)
         kinds = {kind for kind, _ in large}
         assert kinds == ({"all_reduce"} if mode == "plain" else {"all_to_all", "all_gather"})
     assert sent["plain"] == 2 * row * (num_ranks - 1) / num_ranks
-    assert sent["exact"] == (num_tasks + 1) / 2 * sent["plain"]
-    products = ["all_reduce", 8 * num_tasks**2]
-    assert found(folder, "CutToyModel", 10, "exact", 0)["calls"].count(products) == 1
+    assert sent[method] == (num_tasks + 1) / 2 * sent["plain"]
+    num_layers = shape_of("CutToyModel", 10, num_ranks, "layers").num_layers
+    assert num_layers > 1
+    products = ["all_reduce", 8 * num_tasks**2 * {"exact": 1, "parts": 0, "layers": num_layers}[method]]
+    assert found(folder, "CutToyModel", 10, method, 0)["calls"].count(products) == (method != "parts")
+
+
+def test_groups_exchange_parts_or_one_update(counted: tuple[Path, int]) -> None:
+    """Of two groups: connection strength's gradients are never whole on a rank, Recon's second run compares none."""
+    folder, num_ranks = counted
+    for name, balancer in GROUPED.items():
+        model = build_balancer(balancer).prepare(grouped_world.GroupedToyModel())
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        padded = -(-num_parameters // num_ranks) * num_ranks
+        calls = json.loads(Path(f"{folder}/{name}.0").read_text())["calls"]
+        large = Counter((kind, payload) for kind, payload in calls if payload >= 8 * num_parameters)
+        if name == "held":
+            assert large == {("all_reduce", 8 * num_parameters): 1}
+        else:
+            assert large == {("all_to_all", 8 * padded): 2, ("all_gather", 8 * padded): 1}
+            assert calls.count(["all_reduce", 8 * 2 * 2**2]) == 1  # products of two layers
 
 
 @pytest.mark.slow
 def test_buckets_move_the_same_bytes(tmp_path: Path) -> None:
-    jobs: list[tuple[str, int, Mode]] = [("CutToyModel", 8, mode) for mode in ("plain", "exact", "sketched")]
+    jobs = [("CutToyModel", 8, mode) for mode in ("plain", "exact", "sketched", "parts")]
     run(tmp_path, 3, jobs, optim_wrapper__bucket_mb=SMALL_BUCKET_MB)
     for name, width, mode in jobs:
         calls = found(tmp_path, name, width, mode, 0)["calls"]
@@ -147,12 +184,10 @@ def test_buckets_move_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_sockets_send_what_was_counted(tmp_path: Path, num_ranks: int) -> None:
     """220,002 parameters; beside payloads sockets carry gloo's headers and the job's store."""
-    jobs: list[tuple[str, int, Mode]] = [
-        ("CutToyModel", WIDE, mode) for mode in ("plain", "exact", "sketched")
-    ]
+    jobs = [("CutToyModel", WIDE, mode) for mode in ("plain", "exact", "sketched", "parts")]
     run(tmp_path, num_ranks, jobs)
     for name, width, mode in jobs:
-        exchanges = step_exchanges(mode, shape_of(name, width, num_ranks))
+        exchanges = step_exchanges(cast("Mode", mode), shape_of(name, width, num_ranks))
         wanted = sum(exchange.sent_bytes(num_ranks) for exchange in exchanges)
         real = [found(tmp_path, name, width, mode, rank)["sockets"] for rank in range(num_ranks)]
         if None in real:
@@ -164,16 +199,14 @@ def test_sockets_send_what_was_counted(tmp_path: Path, num_ranks: int) -> None:
 @pytest.mark.slow
 def test_the_peak_of_a_step_is_what_the_model_says(tmp_path: Path) -> None:
     """440,002 parameters; beside gradients there are activations, and on gloo copies of what is gathered or arrives."""
-    jobs: list[tuple[str, int, Mode]] = [
-        ("CutToyModel", 2 * WIDE, mode) for mode in ("plain", "exact", "sketched")
-    ]
+    jobs = [("CutToyModel", 2 * WIDE, mode) for mode in ("plain", "exact", "sketched", "parts", "layers")]
     run(tmp_path, 2, jobs, has_peak=True, optim_wrapper__optimizer={"type": "SGD", "lr": 0.01})
     for name, width, mode in jobs:
         shape = shape_of(name, width, 2)
         row = 4 * shape.num_parameters
         peak = found(tmp_path, name, width, mode, 0)["peak_mib"] * 2**20
-        least = step_memory(mode, shape)
-        slack = 0.4 + (shape.num_tasks if mode == "exact" else 0)
+        least = step_memory(cast("Mode", "parts" if mode == "layers" else mode), shape)
+        slack = 0.4 + (shape.num_tasks if mode in ("exact", "parts", "layers") else 0)
         assert 0.9 * least <= peak <= least + slack * row, (mode, peak / row, least / row)
 
 

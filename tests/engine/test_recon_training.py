@@ -25,7 +25,7 @@ SCORES = {
     "groups": GROUPS,
     "trunk": ("trunk",),
     "num_layers": 2,
-    "scales": {"seg": 0.2},
+    "scales": {"cls": 0.3, "seg": 0.2},
 }
 SPLIT = {"name": "recon", "groups": GROUPS, "layers": ("trunk.4", "trunk.5")}
 COPIED = (*SPLIT["layers"], "trunk.1")  # the other batch norm
@@ -77,7 +77,7 @@ def test_scores_count_conflicts_of_the_groups(tmp_path: Path) -> None:
                 torch.cat([grads[task][f"{layer}.{part}"].flatten() for part in ("weight", "bias")])
                 for task in grads
             ]
-            det, seg = rows[0] + rows[1], 0.2 * rows[2]
+            det, seg = 0.3 * rows[0] + rows[1], 0.2 * rows[2]
             expected[layer] += bool(torch.dot(det, seg) < 0)
     state = load_checkpoint(tmp_path).optimizer_state["balancing"]["balancer"]["conflicts"]
     assert dict(zip(state["layers"], state["scores"].tolist(), strict=True)) == expected

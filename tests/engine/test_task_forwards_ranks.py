@@ -22,6 +22,7 @@ EQUAL = {
     "train_cfg": {"by_epoch": False, "max_iters": 5, "val_interval": 0},
     "optim_wrapper__optimizer": {"type": "SGD", "lr": 0.02},
     "optim_wrapper__clip_grad": {"max_norm": 3.0},
+    "optim_wrapper__bucket_mb": 5e-4,  # cuts through parameters
 }
 STITCH = {
     "name": "cross_stitch",
@@ -29,6 +30,13 @@ STITCH = {
     "trunk": ["trunk"],
     "stages": ["trunk.1", "trunk.5"],
     "combination": "mgda",
+}
+# Recon's two runs; the second with a Gram matrix of all gradients, and without.
+SPLIT = {"name": "recon", "groups": grouped_world.GROUPS, "trunk": ["trunk"], "layers": ["trunk.4"]}
+RECON = {
+    "scores": {"name": "recon_scores", "groups": grouped_world.GROUPS, "trunk": ["trunk"], "threshold": -0.2},
+    "split": {**SPLIT, "scales": {"seg": 2.0}},
+    "split-pcgrad": {**SPLIT, "combination": "pcgrad"},
 }
 # Batch norms, whose statistics differ between ranks until the end of a step; phases of both kinds.
 MIXED = {
@@ -63,8 +71,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "changes": {**MIXED, "world": "grouped", "resume": True},
         },
     ]
-    stitch = {**EQUAL, "world": "grouped", "balancer": STITCH}
-    jobs.append({"job": "train", "work_dir": f"{folder}/stitch", "changes": stitch})
+    for name, balancer in {"stitch": STITCH, **RECON}.items():
+        changes = {**EQUAL, "world": "grouped", "balancer": balancer}
+        jobs.append({"job": "train", "work_dir": f"{folder}/{name}", "changes": changes})
     launch(jobs)
     return folder
 
@@ -94,6 +103,22 @@ def test_cross_stitch_on_the_joined_batch(two: Path, tmp_path: Path) -> None:
     assert sum("stitch" in name for name in one) == 2
     for name, weight in one.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("name", RECON)
+def test_recon_on_the_joined_batch(two: Path, tmp_path: Path, name: str) -> None:
+    changes = {**EQUAL, "balancer": RECON[name], "train_dataloader__batch_size": 4}
+    PerceptionRunner.from_cfg(grouped_world.config(tmp_path / "one", **changes)).train()
+    one, other = load_checkpoint(tmp_path / "one"), load_checkpoint(two / name)
+    for key, weight in one.model_state.items():
+        torch.testing.assert_close(other.model_state[key], weight, rtol=1e-9, atol=1e-11, msg=key)
+    if name == "scores":
+        scores = [
+            part.optimizer_state["balancing"]["balancer"]["conflicts"]["scores"].tolist()
+            for part in (one, other)
+        ]
+        assert scores[0] == scores[1]
+        assert 0 < sum(scores[0]) < 5 * len(scores[0])
 
 
 def test_resume_in_mid_epoch_is_exact(two: Path) -> None:

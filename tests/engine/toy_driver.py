@@ -133,7 +133,9 @@ def methods(names: list[str], *, precision: str, way: str, out: str) -> None:
         torch.save(weights, out)
 
 
-def count(work_dir: str, *, out: str, model: str, has_peak: bool = False, **changes: Any) -> None:
+def count(
+    work_dir: str, *, out: str, model: str = "", world: str = "toy", has_peak: bool = False, **changes: Any
+) -> None:
     """The collectives of a run's second step, what its sockets sent in it; with `has_peak` the first step's memory."""
     found: dict[str, Any] = {}
     real_step = TrainLoop._run_step
@@ -156,8 +158,9 @@ def count(work_dir: str, *, out: str, model: str, has_peak: bool = False, **chan
 
     TrainLoop._run_step = step
     try:
-        cfg = toy_world.config(work_dir, model__type=getattr(toy_world, model), **changes)
-        PerceptionRunner.from_cfg(cfg).train(stop_after=3)
+        if model:
+            changes["model__type"] = getattr(toy_world, model)
+        PerceptionRunner.from_cfg(WORLDS[world](work_dir, **changes)).train(stop_after=3)
     finally:
         TrainLoop._run_step = real_step
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps(found))
