@@ -43,6 +43,17 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bdd100k_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic BDD100K root: 4 + 4 images with boxes, 4 + 4 with masks, 320 × 180. Read only."""
+    from perception.synthetic import synthesize_bdd100k
+
+    root = tmp_path_factory.mktemp("synthetic") / "bdd100k"
+    return synthesize_bdd100k(
+        root, num_det=(4, 4), num_seg=(4, 4), size=(320, 180), num_workers=1, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
 def nano_index(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the index of the small world."""
     from perception.datasets import prepare

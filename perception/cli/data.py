@@ -1,11 +1,10 @@
 """``perception data synthesize | prepare | verify``."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
-from perception.cli import exit_codes
+from perception.cli import _synthesize, exit_codes
 from perception.cli._parser import add_bad_sample, add_verb, image_size, int_between, positive_int
 
 FORMATS = ("nuscenes", "bdd100k")
@@ -17,29 +16,7 @@ def add_parser(verbs: Any) -> None:
         "data", help="make, index or check data", description="Make, index or check data."
     )
     kinds = parser.add_subparsers(metavar="KIND", required=True)
-    synthesize = add_verb(
-        kinds,
-        "synthesize",
-        run_synthesize,
-        summary="write a synthetic world in nuScenes' own format",
-        examples="""
-        perception data synthesize --out data/nuscenes-synthetic --scenes 10 --seed 0
-        """,
-    )
-    synthesize.add_argument("--format", choices=FORMATS[:1], default=FORMATS[0], help="on-disk format")
-    synthesize.add_argument("--out", required=True, help="folder to write; must not hold another world")
-    synthesize.add_argument(
-        "--scenes", type=int_between(1, 10), default=10, help="number of scenes, 1 to 10 (default 10)"
-    )
-    synthesize.add_argument(
-        "--samples-per-scene", type=int_between(2, 40), default=40, help="key frames, 2 to 40 (default 40)"
-    )
-    synthesize.add_argument("--overwrite", action="store_true", help="replace another synthetic world in OUT")
-    synthesize.add_argument(
-        "--seed", type=int_between(0, 2**31 - 1), default=0, help="same seed, same world (default 0)"
-    )
-    synthesize.add_argument("--workers", type=positive_int, help="processes; default one per core")
-
+    _synthesize.add_parser(kinds)
     prepare = add_verb(
         kinds,
         "prepare",
@@ -114,24 +91,6 @@ def _add_cache(prepare: argparse.ArgumentParser) -> None:
         help="as in the config's ResizeMultiView (default bilinear)",
     )
     group.add_argument("--workers", type=positive_int, help="processes that copy; default one per core")
-
-
-def run_synthesize(args: argparse.Namespace) -> int:
-    """Write a world."""
-    from perception.synthetic import synthesize
-
-    start = time.monotonic()
-    synthesize(
-        args.out,
-        num_scenes=args.scenes,
-        seed=args.seed,
-        num_workers=args.workers,
-        samples_per_scene=args.samples_per_scene,
-        overwrite=args.overwrite,
-    )
-    print(f"{args.out}: {args.scenes} scenes in {time.monotonic() - start:.0f} s")
-    print(f"next: perception data prepare {args.out}")
-    return exit_codes.OK
 
 
 def run_prepare(args: argparse.Namespace) -> int:

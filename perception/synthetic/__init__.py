@@ -1,5 +1,6 @@
-"""Synthetic worlds in nuScenes' on-disk format."""
+"""Synthetic worlds in the on-disk formats of nuScenes and BDD100K."""
 
+from perception.synthetic.bdd100k import synthesize_bdd100k
 from perception.synthetic.world import synthesize
 
-__all__ = ["synthesize"]
+__all__ = ["synthesize", "synthesize_bdd100k"]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from shapely.geometry import Polygon
 
 from perception.synthetic import small_objects, vehicles
-from perception.synthetic.mesh import Mesh
+from perception.synthetic.mesh import Mesh, join
 from perception.synthetic.motion import Trajectory
 from perception.synthetic.names import CLASS_SIZES, CYCLE_CLASSES, VEHICLE_CLASSES
 
@@ -28,7 +29,8 @@ class Actor:
         trajectory: pose of the bottom's middle over time.
         conduct: "static" (parked, standing) or "mover" (moves, at least at times).
         rider: whether a cycle is ridden.
-        mesh: shape in the object frame.
+        mesh: shape in the object frame, a rider included.
+        num_rider_triangles: how many of the mesh's last triangles are the rider's.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Actor:
     conduct: Conduct
     rider: bool
     mesh: Mesh
+    num_rider_triangles: int = 0
 
     def attribute(self, t: float) -> str:
         """Return the nuScenes attribute at time `t`, '' for cones and barriers."""
@@ -55,6 +58,13 @@ class Actor:
         if self.name == "pedestrian":
             return "pedestrian.moving" if moving else "pedestrian.standing"
         return ""
+
+    def outline(self) -> Polygon:
+        """Return the footprint at time 0, metres."""
+        x, y, yaw = self.trajectory.at(0.0)
+        w, length, _ = self.size
+        corners = np.array([(length, w), (-length, w), (-length, -w), (length, -w)]) / 2
+        return Polygon(corners @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]]) + [x, y])
 
 
 def draw_size(rng: np.random.Generator, name: str, *, rider: bool = False) -> tuple[float, float, float]:
@@ -104,17 +114,17 @@ def make_actor(
     """Build an actor and its mesh."""
     w, length, h = size
     category = draw_category(rng, name)
+    num_rider_triangles = 0
     if name == "pedestrian":
         if category.endswith("child"):
             size = (round(w * 0.8, 3), round(length * 0.8, 3), round(h * 0.72, 3))
             w, length, h = size
         mesh = small_objects.pedestrian(rng, length, w, h, walking=conduct == "mover")
-    elif name == "motorcycle":
-        mesh = small_objects.motorcycle(rng, length, w, h, rider=rider)
-    elif name == "bicycle":
-        mesh = small_objects.bicycle(rng, length, w, h, rider=rider)
+    elif name in CYCLE_CLASSES:
+        parts = getattr(small_objects, name)(rng, length, w, h, rider=rider)
+        mesh, num_rider_triangles = join(parts), sum(len(part.triangles) for part in parts[1:])
     else:
         builder = getattr(vehicles, name, None) or getattr(small_objects, name)
         mesh = builder(rng, length, w, h)
     np.clip(mesh.vertices, [-length / 2, -w / 2, 0.0], [length / 2, w / 2, h], out=mesh.vertices)
-    return Actor(name, category, size, trajectory, conduct, rider, mesh)
+    return Actor(name, category, size, trajectory, conduct, rider, mesh, num_rider_triangles)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import shapely
 from shapely.geometry import Point, Polygon
 
-from perception.synthetic.mesh import Colour, Mesh, beam, box, cylinder, join, panel, side_panels
+from perception.synthetic.mesh import (
+    Colour,
+    Mesh,
+    beam,
+    box,
+    cylinder,
+    ground_shadow,
+    join,
+    panel,
+    side_panels,
+)
 from perception.synthetic.road import Road
 from perception.synthetic.vehicles import DARK, pick
 
@@ -24,11 +36,17 @@ LEAVES: tuple[Colour, ...] = ((45, 95, 50), (40, 110, 75), (55, 120, 60), (35, 8
 
 @dataclass(frozen=True)
 class Prop:
-    """A fixed, unlabelled object: mesh, (x, y, yaw) in the global frame and (length, width, height) for the LiDAR."""
+    """A fixed object: its kind and mesh, (x, y, yaw) in the global frame and (length, width, height), metres."""
 
+    kind: Literal["building", "tree", "lamp", "fence", "wall"]
     mesh: Mesh
     pose: tuple[float, float, float]
     size: tuple[float, float, float]
+
+
+def prop_shadow(prop: Prop) -> Mesh:
+    """The shadow on the ground below a prop."""
+    return ground_shadow(prop.size[0] + 0.6, prop.size[1] + 0.6, -0.004)
 
 
 def _building(rng: np.random.Generator, length: float, w: float, h: float) -> Mesh:
@@ -95,11 +113,16 @@ def build_background(rng: np.random.Generator, road: Road, keep_out: list[Polygo
             if (
                 rng.random() < 0.75
                 and not shape.intersects(clear)
-                and not any(shape.intersects(t) for t in taken)
+                and not shapely.intersects(taken, shape).any()
             ):
                 taken.append(shape.buffer(0.5))
                 props.append(
-                    Prop(_building(rng, length, w, h), (float(x), float(y), float(yaw)), (length, w, h))
+                    Prop(
+                        "building",
+                        _building(rng, length, w, h),
+                        (float(x), float(y), float(yaw)),
+                        (length, w, h),
+                    )
                 )
             s += length + rng.uniform(1.0, 10.0)
         s = rng.uniform(0.0, 8.0)
@@ -108,10 +131,15 @@ def build_background(rng: np.random.Generator, road: Road, keep_out: list[Polygo
             xy, yaw = road.centre.at(s)
             x, y = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
             spot = Point(x, y)
-            if not spot.within(clear) and not any(spot.buffer(1.0).intersects(t) for t in taken):
+            if not spot.within(clear) and not shapely.intersects(taken, spot.buffer(1.0)).any():
                 r, h = rng.uniform(1.0, 1.9), rng.uniform(4.0, 7.5)
                 props.append(
-                    Prop(_tree(rng, r, h), (float(x), float(y), float(rng.uniform(-3, 3))), (0.32, 0.32, h))
+                    Prop(
+                        "tree",
+                        _tree(rng, r, h),
+                        (float(x), float(y), float(rng.uniform(-3, 3))),
+                        (0.32, 0.32, h),
+                    )
                 )
             s += rng.uniform(8.0, 24.0)
         s = rng.uniform(0.0, 20.0)
@@ -120,12 +148,15 @@ def build_background(rng: np.random.Generator, road: Road, keep_out: list[Polygo
             xy, yaw = road.centre.at(s)
             x, y = xy + u * np.array([-np.sin(yaw), np.cos(yaw)])
             spot = Point(x, y)
-            if spot.distance(road.surface) > road.walk_width - 0.3 and not any(
-                spot.intersects(t) for t in taken
+            if (
+                spot.distance(road.surface) > road.walk_width - 0.3
+                and not shapely.intersects(taken, spot).any()
             ):
                 h = rng.uniform(6.0, 7.5)
                 props.append(
-                    Prop(_lamp(h), (float(x), float(y), float(yaw) - side * np.pi / 2), (0.15, 0.15, h))
+                    Prop(
+                        "lamp", _lamp(h), (float(x), float(y), float(yaw) - side * np.pi / 2), (0.15, 0.15, h)
+                    )
                 )
             s += rng.uniform(24.0, 32.0)
     return props

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +17,7 @@ MARGIN = 30.0  # painted ground around the road, metres
 LEVELS = 6  # mip levels; the coarsest texel is CELL * 2**(LEVELS - 1)
 LINE_WIDTH = 0.25
 KERB_WIDTH = 0.35
+RAIL_WIDTH = 0.14
 _SHIFT = 4  # sub-texel bits of OpenCV's polygon drawing
 
 
@@ -39,15 +41,16 @@ class Ground:
 
 
 class _Canvas:
-    """Draws shapes given in metres on the finest level."""
+    """Draws shapes given in metres on the finest level; `line_type` says whether their edges are smooth."""
 
-    def __init__(self, *, road: Road, colour: tuple[int, int, int]) -> None:
+    def __init__(self, *, road: Road, colour: tuple[int, ...], line_type: int = cv2.LINE_AA) -> None:
+        self._line_type = line_type
         x0, y0, x1, y1 = road.surface.bounds
         self.origin = (float(np.floor(x0 - MARGIN)), float(np.floor(y0 - MARGIN)))
         multiple = 2 ** (LEVELS - 1)
         cols = int(np.ceil((x1 + MARGIN - self.origin[0]) / CELL / multiple)) * multiple
         rows = int(np.ceil((y1 + MARGIN - self.origin[1]) / CELL / multiple)) * multiple
-        self.image = np.empty((rows, cols, 3), dtype=np.uint8)
+        self.image = np.empty((rows, cols, len(colour)), dtype=np.uint8)
         self.image[:] = colour
 
     def _texels(self, xy: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -55,13 +58,13 @@ class _Canvas:
         cells = (np.asarray(xy)[:, :2] - self.origin) / CELL - 0.5
         return np.asarray(np.round(cells * 2**_SHIFT), dtype=np.int32)
 
-    def polygon(self, shape: Polygon | MultiPolygon, colour: tuple[int, int, int]) -> None:
+    def polygon(self, shape: Polygon | MultiPolygon, colour: tuple[int, ...]) -> None:
         for part in shape.geoms if isinstance(shape, MultiPolygon) else [shape]:
             rings = [self._texels(np.asarray(r.coords)) for r in (part.exterior, *part.interiors)]
-            cv2.fillPoly(self.image, rings, colour, lineType=cv2.LINE_AA, shift=_SHIFT)
+            cv2.fillPoly(self.image, rings, colour, lineType=self._line_type, shift=_SHIFT)
 
     def corners(self, xy: NDArray[np.float64], colour: tuple[int, int, int]) -> None:
-        cv2.fillPoly(self.image, [self._texels(xy)], colour, lineType=cv2.LINE_AA, shift=_SHIFT)
+        cv2.fillPoly(self.image, [self._texels(xy)], colour, lineType=self._line_type, shift=_SHIFT)
 
     def stroke(self, xy: NDArray[np.float64], width: float, colour: tuple[int, int, int]) -> None:
         """Paint a line as one quadrilateral per piece, so that its width is exact."""
@@ -105,8 +108,16 @@ def _mottle(rng: np.random.Generator, image: NDArray[np.uint8], strength: float)
         part[:] = np.clip(np.rint(part * gain), 0, 255).astype(np.uint8)
 
 
-def paint_ground(rng: np.random.Generator, road: Road) -> Ground:
-    """Paint a road's ground and build its mip pyramid."""
+def paint_ground(
+    rng: np.random.Generator, road: Road, *, rails: Sequence[NDArray[np.float64]] = ()
+) -> Ground:
+    """Paint a road's ground and build its mip pyramid.
+
+    Args:
+        rng: source of randomness.
+        road: the road.
+        rails: (n, 2) lines, metres, along which a rail lies in the carriageway.
+    """
     grass = (int(rng.uniform(45, 70)), int(rng.uniform(95, 130)), int(rng.uniform(70, 105)))
     asphalt = _grey(rng.uniform(62, 92), (1.03, 1.0, 0.97))
     pavement = _grey(rng.uniform(128, 150), (0.88, 0.95, 1.03))
@@ -121,6 +132,8 @@ def paint_ground(rng: np.random.Generator, road: Road) -> Ground:
     _mottle(rng, canvas.image, 0.05)
     for ring in (road.surface.exterior, *road.surface.interiors):
         canvas.stroke(np.asarray(ring.coords), KERB_WIDTH, kerb)
+    for rail in rails:
+        canvas.stroke(rail, RAIL_WIDTH, _grey(38.0))
     for corners in road.crossings:
         for stripe in _zebra_stripes(corners):
             canvas.corners(stripe, white)
@@ -140,3 +153,11 @@ def paint_ground(rng: np.random.Generator, road: Road) -> Ground:
     offsets = np.concatenate([[0], np.cumsum(shapes.prod(1))[:-1]]).astype(np.int64)
     texels = np.concatenate([lv.reshape(-1) for lv in levels])
     return Ground(texels, offsets, shapes, canvas.origin, np.asarray(grass, dtype=np.float32))
+
+
+def label_ground(road: Road, *, surface: int, walkway: int, other: int) -> NDArray[np.uint8]:
+    """Return (rows, columns) uint8: carriageway, pavement or anything else at each texel of the finest level."""
+    canvas = _Canvas(road=road, colour=(other,), line_type=cv2.LINE_8)
+    canvas.polygon(road.walkway.union(road.surface), (walkway,))
+    canvas.polygon(road.surface, (surface,))
+    return canvas.image[..., 0]

@@ -78,6 +78,16 @@ def join(parts: Sequence[Mesh]) -> Mesh:
     )
 
 
+def split(mesh: Mesh, num_last: int) -> tuple[Mesh, Mesh]:
+    """Take a mesh apart: all but its last `num_last` triangles, and these."""
+    cut = len(mesh.triangles) - num_last
+    first, last = (
+        Mesh(mesh.vertices, mesh.triangles[part], mesh.colours[part], mesh.glow[part])
+        for part in (slice(None, cut), slice(cut, None))
+    )
+    return first, last
+
+
 def box(
     x: tuple[float, float],
     y: tuple[float, float],
@@ -135,10 +145,10 @@ def beam(
     """A square bar between two points."""
     a, b = np.asarray(start), np.asarray(end)
     d = (b - a) / max(float(np.linalg.norm(b - a)), 1e-9)
-    helper = np.array([0.0, 1.0, 0.0]) if abs(d[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
-    p = np.cross(d, helper)
+    # Across the bar: its direction × the y axis (or the x axis, if it runs along y), then × that.
+    p = np.array([-d[2], 0.0, d[0]]) if abs(d[1]) < 0.9 else np.array([0.0, d[2], -d[1]])
     p *= thickness / 2 / np.linalg.norm(p)
-    q = np.cross(d, p)
+    q = np.array([d[1] * p[2] - d[2] * p[1], d[2] * p[0] - d[0] * p[2], d[0] * p[1] - d[1] * p[0]])
     ring = np.array([p + q, p - q, -p - q, -p + q])
     return _mesh(np.concatenate([a + ring, b + ring]), _BOX_FACES, colour)
 
@@ -149,6 +159,23 @@ def panel(
     """An upright rectangle across the object at `x`."""
     (y0, y1), (z0, z1) = y, z
     return _mesh([(x, y0, z0), (x, y1, z0), (x, y1, z1), (x, y0, z1)], [(0, 1, 2), (0, 2, 3)], colour, glow)
+
+
+def disc(
+    x: float,
+    centre: tuple[float, float],
+    radius: float,
+    colour: Colour,
+    *,
+    sides: int = 16,
+    glow: float = 0.0,
+) -> Mesh:
+    """An upright regular polygon across the object at `x`; centre: (y, z). Even numbers of sides have flat tops."""
+    angle = np.pi / 2 + (2 * np.arange(sides) + 1 - sides % 2) * (np.pi / sides)
+    ring = np.stack(
+        [np.full(sides, x), centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=-1
+    )
+    return _mesh(ring, [(0, i, i + 1) for i in range(1, sides - 1)], colour, glow)
 
 
 def side_panels(

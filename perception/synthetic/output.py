@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,28 @@ def _take(partial: Path) -> None:
         shutil.rmtree(partial)
     partial.mkdir()
     (partial / _OWNER).write_text(f"{os.getpid()}\n", encoding="utf-8")
+
+
+@contextmanager
+def publishing(partial: Path, out: Path, parameters: dict[str, Any]) -> Iterator[None]:
+    """Publish the world that the block writes into `partial`, or remove what is there of it if it fails.
+
+    Raises:
+        DataError: the world cannot be written; the disk may be full.
+    """
+    try:
+        yield
+        publish(partial, out, parameters)
+    except OSError as error:
+        release(partial)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                "the disk is full; free some space or write to another disk (--out)", path=out
+            ) from error
+        raise DataError(f"cannot write the world: {error}", path=out) from error
+    except BaseException:
+        release(partial)
+        raise
 
 
 def release(partial: Path) -> None:

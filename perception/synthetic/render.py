@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from perception.synthetic import raster
 from perception.synthetic.actors import LIFT
-from perception.synthetic.ground import CELL
+from perception.synthetic.draw_list import DrawList
+from perception.synthetic.ground import CELL, Ground
+from perception.synthetic.lighting import Lighting
 from perception.synthetic.rig import IMAGE_HEIGHT, IMAGE_WIDTH, Camera, ego2global
 from perception.synthetic.scene import Scene
 
@@ -36,6 +38,110 @@ class Picture:
     inverse_depth: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class View:
+    """A camera at one moment.
+
+    Attributes:
+        rotation: (3, 3) camera to global.
+        position: (3,) in the global frame, metres.
+        intrinsic: (3,) focal length, cx, cy, pixels.
+        shape: (height, width) of the image.
+    """
+
+    rotation: NDArray[np.float64]
+    position: NDArray[np.float64]
+    intrinsic: NDArray[np.float64]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """What is drawn: `image`, `ids`, `inverse_depth` and `total` as in `Picture`, `total` by id."""
+
+    image: NDArray[np.uint8]
+    ids: NDArray[np.int32]
+    total: NDArray[np.int64]
+    inverse_depth: NDArray[np.float32]
+
+
+def draw_view(
+    view: View,
+    draw: DrawList,
+    poses: NDArray[np.float64],
+    order: NDArray[np.int64],
+    ground: Ground,
+    light: Lighting,
+    *,
+    num_ids: int,
+    noise_seed: int = 0,
+) -> Planes:
+    """Draw objects on the ground as a camera sees them.
+
+    Args:
+        view: the camera.
+        draw: meshes of O objects.
+        poses: (O, 4) x, y, z, yaw in the global frame.
+        order: objects to draw, near ones first (that is faster).
+        ground: the painted ground.
+        light: the light.
+        num_ids: largest number in `draw.ids`.
+        noise_seed: of the image noise.
+    """
+    inverse, colour, ids, stamp = raster.new_buffers(*view.shape)
+    total = np.zeros(num_ids + 1, dtype=np.int64)
+    raster.draw_objects(
+        draw.vertices,
+        draw.vertex_start,
+        draw.triangles,
+        draw.triangle_start,
+        draw.colours,
+        draw.glow,
+        draw.shadow_start,
+        poses,
+        draw.radii,
+        draw.ids,
+        order,
+        np.ascontiguousarray(view.rotation.T),
+        view.position,
+        view.intrinsic,
+        light.sun,
+        light.ambient,
+        light.diffuse,
+        inverse,
+        colour,
+        ids,
+        stamp,
+        total,
+    )
+    image = np.empty((*view.shape, 3), dtype=np.uint8)
+    raster.shade(
+        ground.texels,
+        ground.offsets,
+        ground.shapes,
+        np.array(ground.origin),
+        CELL,
+        ground.base,
+        view.rotation,
+        view.position,
+        view.intrinsic,
+        light.ambient,
+        light.diffuse,
+        light.sun,
+        light.sky_low,
+        light.sky_high,
+        light.haze_distance,
+        light.shadow,
+        light.noise,
+        noise_seed & 0x7FFFFFFF,
+        inverse,
+        colour,
+        ids,
+        image,
+    )
+    return Planes(image, ids, total, inverse)
+
+
 def render(scene: Scene, camera: Camera, t: float, *, noise_seed: int = 0) -> Picture:
     """Render one camera at time `t` (seconds since the scene's first sample)."""
     x, y, yaw = scene.ego.at(t)
@@ -59,58 +165,17 @@ def render(scene: Scene, camera: Camera, t: float, *, noise_seed: int = 0) -> Pi
     order = np.flatnonzero(shown & (distance < reach))
     order = order[np.argsort(distance[order], kind="stable")]
 
-    inverse, colour, ids, stamp = raster.new_buffers(IMAGE_HEIGHT, IMAGE_WIDTH)
-    totals = np.zeros(num_actors + 1, dtype=np.int64)
-    visible = np.zeros(num_actors + 1, dtype=np.int64)
-    draw, light, ground = scene.draw_list, scene.lighting, scene.ground
-    raster.draw_objects(
-        draw.vertices,
-        draw.vertex_start,
-        draw.triangles,
-        draw.triangle_start,
-        draw.colours,
-        draw.glow,
-        draw.shadow_start,
+    view = View(rotation, position, intrinsic, (IMAGE_HEIGHT, IMAGE_WIDTH))
+    planes = draw_view(
+        view,
+        scene.draw_list,
         poses,
-        draw.radii,
-        draw.ids,
         order,
-        np.ascontiguousarray(rotation.T),
-        position,
-        intrinsic,
-        light.sun,
-        light.ambient,
-        light.diffuse,
-        inverse,
-        colour,
-        ids,
-        stamp,
-        totals,
+        scene.ground,
+        scene.lighting,
+        num_ids=num_actors,
+        noise_seed=noise_seed,
     )
-    raster.count_ids(ids, visible)
-    image = np.empty((IMAGE_HEIGHT, IMAGE_WIDTH, 3), dtype=np.uint8)
-    raster.shade(
-        ground.texels,
-        ground.offsets,
-        ground.shapes,
-        np.array(ground.origin),
-        CELL,
-        ground.base,
-        rotation,
-        position,
-        intrinsic,
-        light.ambient,
-        light.diffuse,
-        light.sun,
-        light.sky_low,
-        light.sky_high,
-        light.haze_distance,
-        light.shadow,
-        light.noise,
-        noise_seed & 0x7FFFFFFF,
-        inverse,
-        colour,
-        ids,
-        image,
-    )
-    return Picture(image, ids, visible, totals, inverse)
+    visible = np.zeros(num_actors + 1, dtype=np.int64)
+    raster.count_ids(planes.ids, visible)
+    return Picture(planes.image, planes.ids, visible, planes.total, planes.inverse_depth)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from shapely.geometry import Polygon
 
 from perception.synthetic.actors import LIFT, Actor
-from perception.synthetic.background import Prop, build_background
+from perception.synthetic.background import Prop, build_background, prop_shadow
+from perception.synthetic.draw_list import DrawList
 from perception.synthetic.ground import Ground, paint_ground
 from perception.synthetic.lighting import SCHEDULE, Lighting, make_lighting
 from perception.synthetic.mesh import ground_shadow
@@ -76,21 +75,6 @@ class SceneSpec:
 
 
 @dataclass(frozen=True)
-class DrawList:
-    """All meshes of a scene in the flat form that `raster.draw_objects` takes; actors first, then props."""
-
-    vertices: NDArray[np.float64]
-    vertex_start: NDArray[np.int64]
-    triangles: NDArray[np.int32]
-    triangle_start: NDArray[np.int64]
-    colours: NDArray[np.float32]
-    glow: NDArray[np.float32]
-    shadow_start: NDArray[np.int64]
-    radii: NDArray[np.float64]
-    ids: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
 class Scene:
     """A scene ready to be recorded; all coordinates are relative to `spec.origin`."""
 
@@ -105,38 +89,11 @@ class Scene:
 
 
 def _draw_list(actors: list[Actor], props: list[Prop]) -> DrawList:
+    """Actors first, numbered from 1, then props, which count as background."""
     meshes = [a.mesh for a in actors] + [p.mesh for p in props]
     shadows = [ground_shadow(a.size[1], a.size[0], LIFT - 0.004) for a in actors]
-    shadows += [ground_shadow(p.size[0] + 0.6, p.size[1] + 0.6, -0.004) for p in props]
-    vertices, triangles, colours, glow = [], [], [], []
-    vertex_start, triangle_start = [0], [0]
-    for mesh, shadow in zip(meshes, shadows, strict=True):
-        base = vertex_start[-1]
-        vertices += [mesh.vertices, shadow.vertices]
-        triangles += [mesh.triangles + base, shadow.triangles + base + len(mesh.vertices)]
-        colours += [mesh.colours, shadow.colours]
-        glow += [mesh.glow, shadow.glow]
-        vertex_start.append(base + len(mesh.vertices) + len(shadow.vertices))
-        triangle_start.append(triangle_start[-1] + len(mesh.triangles) + len(shadow.triangles))
-    return DrawList(
-        np.concatenate(vertices),
-        np.array(vertex_start, dtype=np.int64),
-        np.concatenate(triangles).astype(np.int32),
-        np.array(triangle_start, dtype=np.int64),
-        np.concatenate(colours),
-        np.concatenate(glow),
-        np.array([len(m.triangles) for m in meshes], dtype=np.int64),
-        np.array([m.radius for m in meshes]),
-        np.array(list(range(1, len(actors) + 1)) + [0] * len(props), dtype=np.int32),
-    )
-
-
-def _outline(actor: Actor) -> Polygon:
-    """Footprint of an actor at time 0."""
-    x, y, yaw = actor.trajectory.at(0.0)
-    w, length, _ = actor.size
-    corners = np.array([(length, w), (-length, w), (-length, -w), (length, -w)]) / 2
-    return Polygon(corners @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]]) + [x, y])
+    shadows += [prop_shadow(p) for p in props]
+    return DrawList.of(meshes, shadows, [*range(1, len(actors) + 1), *[0] * len(props)])
 
 
 def build_scene(spec: SceneSpec) -> Scene:
@@ -150,7 +107,7 @@ def build_scene(spec: SceneSpec) -> Scene:
     ego = drive_ego(spec.rng("ego"), road, times, speed)
     actors = TrafficBuilder(rng=spec.rng("traffic"), road=road, times=times, ego=ego, ego_speed=speed).build()
     props = build_background(
-        spec.rng("background"), road, [_outline(a) for a in actors if a.conduct == "static"]
+        spec.rng("background"), road, [a.outline() for a in actors if a.conduct == "static"]
     )
     lighting = make_lighting(spec.rng("light"), SCHEDULE[spec.index])
     ground = paint_ground(spec.rng("ground"), road)

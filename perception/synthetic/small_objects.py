@@ -83,8 +83,8 @@ def _rider(rng: np.random.Generator, seat: float, length: float, w: float, h: fl
     return parts
 
 
-def motorcycle(rng: np.random.Generator, length: float, w: float, h: float, *, rider: bool) -> Mesh:
-    """A motorcycle: thick wheels and a solid body."""
+def motorcycle(rng: np.random.Generator, length: float, w: float, h: float, *, rider: bool) -> list[Mesh]:
+    """A motorcycle: thick wheels and a solid body; behind it, if there is one, its rider."""
     paint = pick(rng, MOTOR_COLOURS)
     r, seat = 0.15 * length, 0.78 if rider else 0.68 * h
     parts = [cylinder((s * (length / 2 - r), 0.0, r), r, 0.08, TYRE) for s in (-1, 1)] + [
@@ -114,14 +114,13 @@ def motorcycle(rng: np.random.Generator, length: float, w: float, h: float, *, r
         ),
     ]
     if rider:
-        parts += _rider(rng, seat, length, w, h)
-    else:
-        parts.append(beam((0.16 * length, 0.0, seat), (0.12 * length, 0.0, h), 0.05, DARK))
-    return join(parts)
+        return [join(parts), join(_rider(rng, seat, length, w, h))]
+    parts.append(beam((0.16 * length, 0.0, seat), (0.12 * length, 0.0, h), 0.05, DARK))
+    return [join(parts)]
 
 
-def bicycle(rng: np.random.Generator, length: float, w: float, h: float, *, rider: bool) -> Mesh:
-    """A bicycle: thin wheels and an open frame."""
+def bicycle(rng: np.random.Generator, length: float, w: float, h: float, *, rider: bool) -> list[Mesh]:
+    """A bicycle: thin wheels and an open frame; behind it, if there is one, its rider."""
     paint = pick(rng, BICYCLE_COLOURS)
     r, seat = 0.195 * length, 0.85 if rider else 0.78 * h
     axle, fork = (-length / 2 + r, 0.0, r), (length / 2 - r, 0.0, r)
@@ -142,10 +141,9 @@ def bicycle(rng: np.random.Generator, length: float, w: float, h: float, *, ride
     parts.append(beam((0.2 * length, -0.45 * w, bar), (0.2 * length, 0.45 * w, bar), 0.06, DARK))
     parts.append(box((-0.22 * length, -0.06 * length), (-0.1, 0.1), (seat, min(seat + 0.08, h)), DARK))
     if rider:
-        parts += _rider(rng, seat, length, w, h)
-    else:
-        parts.append(beam((0.2 * length, 0.0, seat), (0.18 * length, 0.0, h), 0.05, DARK))
-    return join(parts)
+        return [join(parts), join(_rider(rng, seat, length, w, h))]
+    parts.append(beam((0.2 * length, 0.0, seat), (0.18 * length, 0.0, h), 0.05, DARK))
+    return [join(parts)]
 
 
 def barrier(rng: np.random.Generator, length: float, w: float, h: float) -> Mesh:

@@ -64,6 +64,15 @@ class TrafficBuilder:
         self._crossing_walkers()
         return self.actors
 
+    def add(self, actor: Actor, *, gap: float) -> bool:
+        """Put an actor made elsewhere into the scene, unless it would come closer than `gap` metres to another."""
+        width, length, _ = actor.size
+        if not self._occupancy.is_free(actor.trajectory, length, width, gap):
+            return False
+        self._occupancy.add(actor.trajectory, length, width)
+        self.actors.append(actor)
+        return True
+
     def _place(
         self,
         name: str,

@@ -180,3 +180,33 @@ def construction_vehicle(rng: np.random.Generator, length: float, w: float, h: f
         for s in (-1, 1)
     ]
     return join(parts + lights)
+
+
+def tram(rng: np.random.Generator, length: float, w: float, h: float) -> Mesh:
+    """A tram: a long low-floor body with sloped ends, a window band, dark joints and a pantograph."""
+    paint, band = pick(rng, BUS_COLOURS), pick(rng, TRAILER_COLOURS)
+    x, y, roof = length / 2, w / 2, 0.86 * h
+    parts = [
+        box(
+            (-x + 0.01, x - 0.01),
+            (-y + 0.02, y - 0.02),
+            (0.05 * h, roof),
+            paint,
+            rear=0.5,
+            front=0.5,
+            sides=0.04,
+        ),
+        box((-x + 0.7, x - 0.7), (-0.42 * w, 0.42 * w), (roof, 0.93 * h), (175, 178, 180)),
+        side_panels((-x + 0.4, x - 0.4), y - 0.01, (0.08 * h, 0.2 * h), band),
+        side_panels((-x + 0.9, x - 0.9), y, (0.4 * h, 0.7 * h), GLASS),
+        beam((0.0, 0.0, 0.93 * h), (0.7, 0.0, h), 0.07, DARK),
+        beam((-0.6, 0.0, h - 0.04), (0.7, 0.0, h - 0.04), 0.07, DARK),
+    ]
+    for k in (-length / 6, length / 6):
+        parts.append(side_panels((k - 0.25, k + 0.25), y + 0.004, (0.06 * h, roof), DARK))
+    for s in (-1, 1):
+        parts.append(panel(s * (x - 0.1), (-0.4 * w, 0.4 * w), (0.38 * h, 0.66 * h), GLASS))
+        parts.append(
+            panel(s * (x - 0.12), (-0.3 * w, 0.3 * w), (0.71 * h, 0.79 * h), (60, 200, 250), glow=0.8)
+        )
+    return join(parts + _lights(length, w, 0.17 * h, 0.24 * h))

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import multiprocessing
-import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import cv2
 
-from perception.synthetic._warm_up import warm_up
 from perception.synthetic.map_expansion import build_expansion, draw_mask
 from perception.synthetic.names import SCENE_NAMES
-from perception.synthetic.output import FORMAT, claim, publish, release
+from perception.synthetic.output import FORMAT, claim, publishing
 from perception.synthetic.recorder import Sample, record_sample
 from perception.synthetic.road import Road
 from perception.synthetic.scene import Scene, SceneSpec, build_scene
 from perception.synthetic.tables import RecordedScene, build_tables, mask_filename
-from perception.utils import DataError, Progress, fsync_dir, write_json_atomic
+from perception.synthetic.workers import count_workers, run_tasks
+from perception.utils import Progress, fsync_dir, write_json_atomic
 
 VERSION = "v1.0-mini"
 MAX_SAMPLES = 40
@@ -107,23 +101,12 @@ def synthesize(
         if progress:
             print(f"{out}: a complete world with these parameters exists; kept", file=sys.stderr)
         return out
-    workers = min(num_workers or len(os.sched_getaffinity(0)), num_scenes * samples_per_scene)
+    workers = count_workers(num_workers, num_scenes * samples_per_scene)
     specs = [SceneSpec(index=i, seed=seed, num_samples=samples_per_scene) for i in range(num_scenes)]
     bar = Progress("Synthesizing", total=num_scenes * samples_per_scene, unit="samples", is_enabled=progress)
-    try:
+    with publishing(partial, out, parameters):
         recorded, roads = _record(specs, partial, workers, bar)
         _write_tables(partial, recorded, roads)
-        publish(partial, out, parameters)
-    except OSError as error:
-        release(partial)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                "the disk is full; free some space or write to another disk (--out)", path=out
-            ) from error
-        raise DataError(f"cannot write the world: {error}", path=out) from error
-    except BaseException:
-        release(partial)
-        raise
     bar.close()
     return out
 
@@ -158,29 +141,13 @@ def _chunks(specs: list[SceneSpec], workers: int) -> list[tuple[SceneSpec, int, 
     return [(s, k, min(k + size, s.num_samples)) for s in specs for k in range(0, s.num_samples, size)]
 
 
-def _run(chunks: list[tuple[SceneSpec, int, int]], root: Path, workers: int) -> Iterator[Any]:
-    if workers == 1:
-        for chunk in chunks:
-            yield _record_chunk(*chunk, str(root))
-        return
-    warm_up()  # compile once here, so that the workers find the code in the cache
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_record_chunk, *chunk, str(root)) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
 def _record(
     specs: list[SceneSpec], root: Path, workers: int, bar: Progress
 ) -> tuple[list[RecordedScene], list[tuple[SceneSpec, Road]]]:
     samples: dict[SceneSpec, list[Sample]] = {spec: [] for spec in specs}
     rest: dict[SceneSpec, tuple[list[tuple[str, tuple[float, float, float]]], Road, str]] = {}
-    for spec, done, actors, road, text in _run(_chunks(specs, workers), root, workers):
+    tasks = [(*chunk, str(root)) for chunk in _chunks(specs, workers)]
+    for spec, done, actors, road, text in run_tasks(_record_chunk, tasks, workers):
         samples[spec] += done
         rest[spec] = (actors, road, text)
         bar.advance(len(done))

@@ -10,9 +10,11 @@ import pytest
 from shapely.geometry import Polygon
 
 from perception.structures import CLASS_NAMES
-from perception.synthetic import lidar, raster
+from perception.synthetic import lidar, raster, raster_labels
 from perception.synthetic._warm_up import warm_up
 from perception.synthetic.actors import draw_size, make_actor
+from perception.synthetic.bdd100k.clip import ClipSpec, build_clip
+from perception.synthetic.bdd100k.picture import take_picture
 from perception.synthetic.collision import rectangles_overlap
 from perception.synthetic.lidar import count_points, scan
 from perception.synthetic.motion import standing, time_grid, travelled
@@ -135,7 +137,9 @@ def test_visibility_levels() -> None:
 def test_warm_up_compiles_what_drawing_uses(scenes: list[Scene]) -> None:
     warm_up()
     render(scenes[0], CAMERAS[0], 0.0)
-    for function in (raster.draw_objects, raster.shade, raster.count_ids, lidar.cast):
+    take_picture(build_clip(ClipSpec(0, "10k", "val", 0)), 0, (128, 72))
+    functions = (raster.draw_objects, raster.shade, raster.count_ids, lidar.cast)
+    for function in (*functions, raster_labels.measure_objects, raster_labels.label_pixels):
         assert len(function.signatures) == 1  # type: ignore[attr-defined]
 
 
