@@ -27,6 +27,7 @@ def add_parser(verbs: Any) -> None:
         perception compare bevformer_nano --balancers-file balancers.json --work-dir work_dirs/arguments
         perception compare bevformer_nano --balancers sum,pcgrad,wpcgrad-dtp --reference pcgrad
         perception compare bevformer_nano --balancers sum,mgda --set optim_wrapper.watch.gram_interval=20
+        perception compare fcos_nano --plan projects/mclgs/table4.json --single det=fcos_nano_det,seg=fcos_nano_seg
         """,
     )
     parser.add_argument("config", metavar="CONFIG", help="config file or short name of the multi-task model")
@@ -42,6 +43,12 @@ def add_parser(verbs: Any) -> None:
         help='JSON of balancers with arguments: {"cagrad-0.2": {"name": "cagrad", "c": 0.2}, ...}',
     )
     parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="JSON of a paper's table: its balancers, of which --balancers then chooses some by their labels, its "
+        "metrics and its printed numbers, which the page shows beside ours",
+    )
+    parser.add_argument(
         "--seeds", type=positive_int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)"
     )
     parser.add_argument(
@@ -52,9 +59,15 @@ def add_parser(verbs: Any) -> None:
         "take their potentials from finished folders",
     )
     parser.add_argument(
+        "--pseudo-labels",
+        action="store_true",
+        help="the single-task models label the training images, per seed into DIR/pseudo/seed<k>, and the compared "
+        "runs learn from these labels too; their config needs model.label_weights",
+    )
+    parser.add_argument(
         "--scores",
         metavar="TASK=METRIC+METRIC,...",
-        help="metrics in Δm and Acc_MTL (default det=NDS,seg=mIoU)",
+        help="metrics in Δm and Acc_MTL (default the plan's; else det=NDS,seg=mIoU, of images det=AP,seg=mIoU)",
     )
     parser.add_argument(
         "--reference",
@@ -83,21 +96,34 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "compare runs in one process; train by tools/dist_train.sh and compare the run folders"
         )
+    if args.pseudo_labels:  # each seed's own take the place of the config's, which need not be there
+        args.overrides = [*args.overrides, "train_dataloader.dataset.pseudo_labels=null"]
     work_dir = Path(args.work_dir or _default_folder(args.config))
     loaders = ("train_dataloader", "val_dataloader")
     cfg = load_checked(args.config, args, loaders=loaders, work_dir=str(work_dir))
     from perception.engine.compare import PAGE_FILE, compare, find_single_runs
-    from perception.engine.compare_plan import plan_runs, read_balancers, read_pairs, read_scores
-    from perception.engine.compare_scores import DEFAULT_SCORES, mean_metrics
+    from perception.engine.compare_plan import (
+        plan_runs,
+        read_balancers,
+        read_pairs,
+        read_scores,
+    )
+    from perception.engine.compare_scores import default_scores, mean_metrics
+    from perception.engine.compare_table import PaperTable
     from perception.utils import did_you_mean
 
-    balancers = read_balancers([name for name in args.balancers.split(",") if name], args.balancers_file)
+    labels = [name for name in args.balancers.split(",") if name]
+    table = None if args.plan is None else PaperTable.read(args.plan)
+    planned = {} if table is None else table.choose(labels)
+    balancers = read_balancers([] if table else labels, args.balancers_file, among=planned)
     if args.reference is not None and args.reference not in balancers:
         raise ConfigError(
             f"--reference names {args.reference!r}.{did_you_mean(args.reference, balancers)} Allowed: "
             f"{', '.join(balancers)}"
         )
-    scores = DEFAULT_SCORES if args.scores is None else read_scores(args.scores)
+    scores = default_scores(cfg) if table is None else table.scores
+    if args.scores is not None:
+        scores = read_scores(args.scores)
     named = read_pairs(args.single, "--single", list(scores))
     earlier = {task: found for task, value in named.items() if (found := find_single_runs(value)) is not None}
     singles = {
@@ -107,7 +133,13 @@ def run(args: argparse.Namespace) -> int:
     }
     metrics = {name: value for found in earlier.values() for name, value in mean_metrics(found).items()}
     runs = plan_runs(
-        cfg, balancers, num_seeds=args.seeds, work_dir=work_dir, singles=singles, single_metrics=metrics
+        cfg,
+        balancers,
+        num_seeds=args.seeds,
+        work_dir=work_dir,
+        singles=singles,
+        single_metrics=metrics,
+        use_pseudo_labels=args.pseudo_labels,
     )
     result = compare(
         runs,
@@ -115,8 +147,10 @@ def run(args: argparse.Namespace) -> int:
         config=args.config,
         command=shlex.join(["perception", *sys.argv[1:]]),
         singles=earlier,
+        single_folders={task: named[task] for task in earlier},
         scores=scores,
         reference=args.reference,
+        table=table,
         is_reading_only=args.table_only,
     )
     say((work_dir / PAGE_FILE).read_text(encoding="utf-8"))
@@ -131,7 +165,13 @@ def _default_folder(config: str) -> str:
 
 
 def _without_overrides(args: argparse.Namespace) -> argparse.Namespace:
-    """``--set`` of balancing belongs to the compared runs; all else, e.g. the epochs, to single tasks too."""
-    kept = [text for text in args.overrides if not text.startswith(("optim_wrapper.balancer", "optim_wrapper.watch",
-            "optim_wrapper.gradient_source", "optim_wrapper.interval"))]  # fmt: skip
+    """``--set`` of balancing and pseudo labels belongs to the compared runs; all else to single tasks too."""
+    own = (
+        "optim_wrapper.balancer",
+        "optim_wrapper.watch",
+        "optim_wrapper.gradient_source",
+        "optim_wrapper.interval",
+        "train_dataloader.dataset.pseudo_labels",
+    )
+    kept = [text for text in args.overrides if not text.startswith(own)]
     return argparse.Namespace(**{**vars(args), "overrides": kept})

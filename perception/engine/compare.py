@@ -11,7 +11,7 @@ from mmengine.config import Config
 from perception.checkpoint import CHECKPOINTS_DIR
 from perception.config import ConfigError
 from perception.config.load import copy_plain
-from perception.engine.compare_plan import PlannedRun
+from perception.engine.compare_plan import PlannedRun, find_teachers, measure_model
 from perception.engine.compare_scores import (
     DEFAULT_SCORES,
     RunScores,
@@ -20,6 +20,8 @@ from perception.engine.compare_scores import (
     read_run,
     score_group,
 )
+from perception.engine.compare_table import PaperTable
+from perception.engine.pseudo_labels import write_pseudo_labels
 from perception.engine.run import train
 from perception.engine.run_folder import describe_environment, to_plain
 from perception.utils import get_logger, write_bytes_atomic, write_json_atomic
@@ -60,8 +62,10 @@ def compare(
     config: str,
     command: str,
     singles: Mapping[str, Mapping[str, RunScores]] | None = None,
+    single_folders: Mapping[str, str | Path] | None = None,
     scores: Mapping[str, Sequence[str]] | None = None,
     reference: str | None = None,
+    table: PaperTable | None = None,
     is_reading_only: bool = False,
 ) -> dict[str, Any]:
     """Train what is not finished yet; `compare.json` and `compare.md` are written anew after each run.
@@ -74,8 +78,10 @@ def compare(
         config: name of the config, for the page.
         command: recorded.
         singles: task → finished single-task runs of earlier, beside those in `runs`.
+        single_folders: task → where they are.
         scores: task → metrics in Δm and Acc_MTL; by default NDS and mIoU.
         reference: balancer against which the page gives the other rows' metrics in per cent.
+        table: a paper's table, which the page shows beside our numbers.
         is_reading_only: train nothing; the table is that of the finished runs.
 
     Returns:
@@ -86,6 +92,9 @@ def compare(
     """
     root = Path(work_dir)
     root.mkdir(parents=True, exist_ok=True)
+    folders = single_folders or {}
+    sizes = {task: measure_model(folder) for task, folder in folders.items()}
+    sizes |= {run.group.removeprefix(_SINGLE): run.num_parameters for run in runs}
     finished: dict[PlannedRun, RunScores] = {}
     failed: dict[PlannedRun, str] = {}
     for run in runs:
@@ -98,8 +107,13 @@ def compare(
         result.clear()
         result.update(config=config, command=command, hardware=describe_environment(), reference=reference)
         result.update(_summarise(runs, finished, failed, singles or {}, scores or DEFAULT_SCORES))
+        result["parameters"] = {
+            **{f"single {task}": sizes[task] for task in result["single"] if task in sizes},
+            **{label: sizes[label] for label in result["balancers"]},
+        }
         write_json_atomic(root / RESULT_FILE, to_plain(result))
-        write_bytes_atomic(root / PAGE_FILE, comparison_page(result).encode())
+        page = comparison_page(result) + ("" if table is None else "\n" + table.page(result))
+        write_bytes_atomic(root / PAGE_FILE, page.encode())
 
     write()
     for number, run in enumerate(() if is_reading_only else runs, start=1):
@@ -109,6 +123,9 @@ def compare(
             continue
         logger.info("%s, %d steps, in %s", what, run.num_steps, run.folder)
         try:
+            if run.pseudo_root is not None:
+                teachers = find_teachers(runs, folders, seed=run.seed)
+                write_pseudo_labels(teachers, out=run.pseudo_root, images=run.cfg)
             _train(run)
             scored = read_run(run.folder, num_steps=run.num_steps)
             if scored is None:

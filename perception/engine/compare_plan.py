@@ -8,12 +8,14 @@ from statistics import fmean
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
 from perception.balancing import build_balancer
 from perception.balancing.build import Spec
 from perception.config import ConfigError
-from perception.config.load import copy_plain
+from perception.config.load import copy_plain, load_config
 from perception.engine.balanced_backward import BalancedBackward, lower_is_better_tasks
+from perception.engine.pseudo_labels import PSEUDO_KEY, Teacher
 from perception.engine.run_folder import CONFIG_FILE, hash_config
 from perception.engine.runner import PerceptionRunner
 from perception.engine.task_forwards import prepare_model
@@ -34,12 +36,16 @@ class PlannedRun:
         seed: of the run.
         cfg: the whole config, `work_dir` included.
         num_steps: after which it is finished.
+        num_parameters: of the model.
+        pseudo_root: folder of the pseudo labels that it learns from, if the comparison makes them.
     """
 
     group: str
     seed: int
     cfg: Config
     num_steps: int
+    num_parameters: int
+    pseudo_root: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -47,8 +53,15 @@ class PlannedRun:
         return Path(self.cfg.work_dir)
 
 
-def read_balancers(names: Sequence[str], path: str | Path | None = None) -> dict[str, Spec]:
+def read_balancers(
+    names: Sequence[str], path: str | Path | None = None, *, among: Mapping[str, Spec] | None = None
+) -> dict[str, Spec]:
     """Label → balancer, of names and of a JSON file `{"label": name or {"name": ..., arguments}}`.
+
+    Args:
+        names: names of balancers, which are their labels too.
+        path: the file.
+        among: balancers that are there already, in front of these.
 
     Raises:
         ConfigError: no balancer, a label twice or unfit for a folder, or a file that is no such JSON.
@@ -57,7 +70,7 @@ def read_balancers(names: Sequence[str], path: str | Path | None = None) -> dict
         >>> read_balancers(["sum", "pcgrad"])
         {'sum': 'sum', 'pcgrad': 'pcgrad'}
     """
-    pairs: list[tuple[str, Spec]] = [(name, name) for name in names]
+    pairs: list[tuple[str, Spec]] = [*(among or {}).items(), *((name, name) for name in names)]
     if path is not None:
         try:
             content = read_json(path)
@@ -83,7 +96,7 @@ def read_balancers(names: Sequence[str], path: str | Path | None = None) -> dict
         found[label] = spec
     if not found:
         raise ConfigError(
-            "there is no balancer to compare; give --balancers sum,pcgrad,... or --balancers-file"
+            "there is no balancer to compare; give --balancers sum,pcgrad,..., --balancers-file or --plan"
         )
     return found
 
@@ -96,6 +109,7 @@ def plan_runs(
     work_dir: str | Path,
     singles: Mapping[str, Config] | None = None,
     single_metrics: Mapping[str, float] | None = None,
+    use_pseudo_labels: bool = False,
 ) -> list[PlannedRun]:
     """Make and check every run: single tasks first, then all balancers by seed, so that each seed completes a table.
 
@@ -109,6 +123,7 @@ def plan_runs(
         singles: task → config of its single-task model.
         single_metrics: metric → mean over finished single-task runs. A balancer that needs potentials and is given
             none takes them from here, by the model's `kpi_metrics`.
+        use_pseudo_labels: the multi-task runs of a seed learn also from `<work_dir>/pseudo/seed<k>`.
 
     Raises:
         ConfigError: an unknown name or argument, a balancer that does not fit the model's tasks, a config without an
@@ -125,18 +140,26 @@ def plan_runs(
         setting = _measure(base, what, problems)
         if setting is None:
             continue
+        is_taught = use_pseudo_labels and base is cfg
+        if is_taught and getattr(setting["model"], "label_weights", None) is None:
+            problems.append(
+                f"{what} gives pseudo labels no weight; set model.label_weights, in MCLGS dict(gt=0.8, pseudo=0.2)"
+            )
         for label, given in specs.items():
             spec = None if given is None else fill_potentials(given, setting["model"], single_metrics or {})
             wrapper = _with_balancer(base, spec, label, setting, problems)
-            runs += [
-                PlannedRun(
-                    group=label,
-                    seed=seed,
-                    num_steps=setting["num_steps"],
-                    cfg=_changed(base, root / label / f"seed{seed}", seed, wrapper),
+            for seed in range(num_seeds):
+                pseudo_root = root / "pseudo" / f"seed{seed}" if is_taught else None
+                runs.append(
+                    PlannedRun(
+                        group=label,
+                        seed=seed,
+                        num_steps=setting["num_steps"],
+                        num_parameters=count_parameters(setting["model"]),
+                        cfg=_changed(base, root / label / f"seed{seed}", seed, wrapper, pseudo_root),
+                        pseudo_root=pseudo_root,
+                    )
                 )
-                for seed in range(num_seeds)
-            ]
     runs.sort(
         key=lambda run: (not run.group.startswith(_RESERVED), run.seed)
     )  # stable: labels keep their order
@@ -172,6 +195,22 @@ def fill_potentials(spec: Spec, model: Any, metrics: Mapping[str, float]) -> Spe
         "potentials": {task: fmean(metrics[name] for name in names) for task, names in kpis.items()},
         "lower_is_better": lower_is_better_tasks(kpis),
     }
+
+
+def measure_model(run_folder: str | Path) -> int:
+    """Number of parameters of a finished run's model, or of that of a folder of runs `seed<k>`.
+
+    Raises:
+        ConfigError: its config cannot be read.
+    """
+    path = Path(run_folder)
+    folder = path if (path / CONFIG_FILE).is_file() else sorted(path.glob("seed*"))[0]
+    return count_parameters(MODELS.build(load_config(folder).model))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of a model's parameters, frozen ones too."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _measure(cfg: Config, what: str, problems: list[str]) -> dict[str, Any] | None:
@@ -224,10 +263,42 @@ def _with_balancer(
     return wrapper
 
 
-def _changed(cfg: Config, folder: Path, seed: int, wrapper: dict[str, Any]) -> Config:
+def _changed(
+    cfg: Config, folder: Path, seed: int, wrapper: dict[str, Any], pseudo_root: Path | None
+) -> Config:
     randomness = {**(cfg.get("randomness") or {}), "seed": seed}
     changes = {"work_dir": str(folder), "randomness": randomness, "optim_wrapper": wrapper}
-    return Config({**copy_plain(cfg._cfg_dict), **changes}, format_python_code=False)
+    changed = {**copy_plain(cfg._cfg_dict), **changes}
+    if pseudo_root is not None:
+        changed["train_dataloader"]["dataset"][PSEUDO_KEY] = str(pseudo_root)
+    return Config(changed, format_python_code=False)
+
+
+def find_teachers(
+    runs: Sequence[PlannedRun], folders: Mapping[str, str | Path], *, seed: int
+) -> list[Teacher]:
+    """The single-task models that label for the runs of a seed: of that seed, if there is such a run.
+
+    Args:
+        runs: of the comparison.
+        folders: task → run folder of earlier, or folder of runs `seed<k>`.
+        seed: of the run that learns.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [
+        Teacher(cfg=run.cfg, weights=run.folder)
+        for run in runs
+        if run.group.startswith(_RESERVED) and run.seed == seed
+    ]
+    for folder in folders.values():
+        choices = [Path(folder) / f"seed{seed}", Path(folder), *sorted(Path(folder).glob("seed*"))]
+        path = next(choice for choice in choices if (choice / CONFIG_FILE).is_file())
+        found.append(Teacher(cfg=load_config(path), weights=path))
+    if not found:
+        raise ConfigError("pseudo labels need single-task models as teachers; give --single det=...,seg=...")
+    return found
 
 
 def read_scores(text: str) -> dict[str, tuple[str, ...]]:

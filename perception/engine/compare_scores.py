@@ -6,15 +6,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from perception.config.types import type_name
 from perception.engine.jsonl_log import read_log
 from perception.engine.run_folder import LOG_FILE, SUMMARY_FILE
 from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
 from perception.evaluation import LOWER_IS_BETTER, acc_mtl, delta_m
 from perception.utils import read_json
 
-COLUMNS = ("NDS", "mAP", "mIoU", "mAVE", "mATE", "mASE", "mAOE", "mAAE")
+COLUMNS = ("NDS", "mAP", "AP", "AP50", "mIoU", "mAcc", "mAVE", "mATE", "mASE", "mAOE", "mAAE")
 DEFAULT_SCORES: dict[str, tuple[str, ...]] = {"det": ("NDS",), "seg": ("mIoU",)}
 """Task → metrics in Δm and Acc_MTL: those of wPCGrad's Table 1. (NDS holds mAP and the errors already.)"""
+IMAGE_SCORES: dict[str, tuple[str, ...]] = {"det": ("AP",), "seg": ("mIoU",)}
+"""The same for boxes and segmentation in images: those of MCLGS's Table 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,21 @@ def read_run(folder: str | Path, *, num_steps: int | None = None) -> RunScores |
             for pair in pairs
         },
     )
+
+
+def default_scores(cfg: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Task → metrics, by the metrics that a config evaluates.
+
+    Example:
+        >>> default_scores({"val_evaluator": [{"type": "BoxAPMetric"}, {"type": "SemSegMetric"}]})
+        {'det': ('AP',), 'seg': ('mIoU',)}
+    """
+    evaluator = cfg.get("val_evaluator") or []
+    found = [
+        type_name(metric["type"]) for metric in ([evaluator] if isinstance(evaluator, dict) else evaluator)
+    ]
+    is_image = any(name.rpartition(".")[2] in ("BoxAPMetric", "SemSegMetric") for name in found)
+    return IMAGE_SCORES if is_image else DEFAULT_SCORES
 
 
 def _mean_of(key: str, reports: Sequence[Mapping[str, Any]]) -> float | None:
@@ -165,6 +183,7 @@ def comparison_page(result: Mapping[str, Any]) -> str:
     known = {name for row in groups.values() for name in row["metrics"]}
     columns = [name for name in COLUMNS if name in known] or sorted(known)
     reference = groups.get(result.get("reference") or "", {"metrics": {}})["metrics"]
+    sizes = relative_sizes(result)
     has_groups = any(row["group_conflict_share"] is not None for row in groups.values())
     rows = []
     for label, row in groups.items():
@@ -176,9 +195,11 @@ def comparison_page(result: Mapping[str, Any]) -> str:
         cells += [_text(row.get("acc_mtl")), _text(row["conflict_share"], 3)]
         cells += [_text(row["group_conflict_share"], 3)] if has_groups else []
         cells += [_text(row["seconds"], 0)]
-        rows.append([label, *cells, f"{len(row['runs'])}"])
+        size = [f"{sizes[label]:.2f}"] if label in sizes else [""]
+        rows.append([label, *(size if sizes else []), *cells, f"{len(row['runs'])}"])
     header = [
         "balancer",
+        *(["#P"] if sizes else []),
         *columns,
         "Δm % (drop)",
         "Δm % (gain)",
@@ -197,6 +218,7 @@ def comparison_page(result: Mapping[str, Any]) -> str:
         f"Mean ± standard error over the finished seeds. Δm and Acc_MTL over {counted}; "
         "drop: positive is worse than the single-task runs (MCLGS), gain: positive is better (AMTL's Δ_MTL). "
         "The error of Δm leaves out that of the single-task means."
+        + (" #P: parameters, the mean single-task model is 1." if sizes else "")
         + (f" Percentages are against {result['reference']}." if reference else ""),
         "",
         markdown_table(header, rows),
@@ -205,6 +227,15 @@ def comparison_page(result: Mapping[str, Any]) -> str:
         lines += ["", f"{title}:", *(f"- {item}" for item in items)] if items else []
     lines += ["", "Notes:", *(f"- {note}" for note in result["notes"])] if result["notes"] else []
     return "\n".join(lines) + "\n"
+
+
+def relative_sizes(result: Mapping[str, Any]) -> dict[str, float]:
+    """Row's label → its number of parameters over the mean of the single-task models'; empty where one is unknown."""
+    counts = result.get("parameters") or {}
+    singles = [count for label, count in counts.items() if label.startswith("single ")]
+    if len(singles) < len(result["single"]) or not singles:
+        return {}
+    return {label: count / fmean(singles) for label, count in counts.items()}
 
 
 def _pick(run: RunScores, scores: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:

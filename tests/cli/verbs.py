@@ -4,6 +4,7 @@ VERBS = (
     "train",
     "test",
     "predict",
+    "pseudo-label",
     "compare",
     "data",
     "browse",
