@@ -15,11 +15,12 @@ def add_parser(verbs: Any) -> None:
         verbs,
         "browse",
         run,
-        summary="draw samples with their ground truth: six cameras and the view from above",
+        summary="draw samples with their ground truth: cameras and the view from above, or one image",
         examples="""
         perception browse bevformer_nano --out pictures                  (as training sees them, augmented)
         perception browse bevformer_nano --split val --out pictures --num 4
         perception browse data/nuscenes-synthetic/perception_index/v1.0-mini_mini_val.json --out pictures --index 0 7
+        perception browse data/bdd100k-synthetic/perception_index/bdd100k_val.json --out pictures --num 4
         """,
     )
     parser.add_argument("source", metavar="CONFIG_OR_INDEX", help="config, short name, or index file")
@@ -32,9 +33,7 @@ def add_parser(verbs: Any) -> None:
         "--split", choices=("train", "val", "test"), default="train", help="which of a config's"
     )
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose augmentation is shown")
-    parser.add_argument(
-        "--data-root", metavar="DIR", help="nuScenes root of the config's data, or the index's"
-    )
+    parser.add_argument("--data-root", metavar="DIR", help="root of the config's data, or the index's")
     add_overrides(parser)
 
 

@@ -1,4 +1,4 @@
-"""Draw what a dataset gives to training: after loading and augmentation, with boxes and map lines drawn in."""
+"""Draw what a dataset gives to training: after loading and augmentation, with boxes, map lines or masks drawn in."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,17 @@ import numpy as np
 
 from perception.config import ConfigError
 from perception.datasets import (
+    BDD100KDataset,
     LoadBEVMap,
+    LoadImage2D,
     LoadMultiViewImages,
+    LoadSegMask,
     NuScenesBEVDataset,
     PackBEVInputs,
+    PackImageInputs,
     read_first_sample,
 )
+from perception.engine.image_pictures import draw_image_item, is_image_item
 from perception.registry import DATASETS
 from perception.structures import CAMERA_NAMES, MapGrid
 from perception.utils import DataError
@@ -21,14 +26,14 @@ from perception.visualization import draw_sample, save_image
 
 
 def browse(
-    dataset: Mapping[str, Any] | NuScenesBEVDataset,
+    dataset: Mapping[str, Any] | NuScenesBEVDataset | BDD100KDataset,
     *,
     out: str | Path,
     indices: Sequence[int] | None = None,
     num: int = 8,
     epoch: int = 0,
 ) -> list[Path]:
-    """Write one sheet (six cameras and the view from above) for each of some items.
+    """Write one sheet for each of some items: six cameras and the view from above, or one picture with 2D labels.
 
     Args:
         dataset: a dataset or its config.
@@ -44,7 +49,7 @@ def browse(
         ConfigError: an index is out of range.
         DataError: a sample is defective.
     """
-    if isinstance(dataset, NuScenesBEVDataset):
+    if isinstance(dataset, NuScenesBEVDataset | BDD100KDataset):
         built, map_grid = dataset, None
     else:
         settings: dict[str, Any] = dict(dataset)
@@ -61,18 +66,31 @@ def browse(
     for index in indices:
         item = built[index]
         truth = item["data_samples"]
-        sheet = draw_on_item(
-            item,
-            built,
-            boxes=truth.gt_instances_3d.bboxes_3d.tensor.double().numpy(),
-            labels=truth.gt_instances_3d.labels_3d.numpy(),
-            map_mask=mask_of(truth, "gt_bev_seg"),
-            map_grid=map_grid,
-        )
-        path = Path(out) / f"{index:06d}_{truth.metainfo['sample_token'][:12]}.jpg"
+        if is_image_item(item):
+            sheet = draw_image_item(item, built)
+        else:
+            sheet = draw_on_item(
+                item,
+                built,
+                boxes=truth.gt_instances_3d.bboxes_3d.tensor.double().numpy(),
+                labels=truth.gt_instances_3d.labels_3d.numpy(),
+                map_mask=mask_of(truth, "gt_bev_seg"),
+                map_grid=map_grid,
+            )
+        path = Path(out) / f"{index:06d}_{short_name(truth.metainfo['sample_token'])}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         written.append(save_image(path, sheet))
     return written
+
+
+def short_name(token: str) -> str:
+    """What a picture of a sample is called: the start of a token, or the stem of an image's name.
+
+    Example:
+        >>> short_name("ca9a282c9e77460f8360f564131a8af5"), short_name("b1c66a42-6f7d68ca.jpg")
+        ('ca9a282c9e77', 'b1c66a42-6f7d68ca')
+    """
+    return Path(token).stem if Path(token).suffix in (".jpg", ".png") else token[:12]
 
 
 def draw_on_item(item: Mapping[str, Any], dataset: NuScenesBEVDataset, **drawn: Any) -> np.ndarray:
@@ -103,7 +121,9 @@ def mask_of(sample: Any, key: str) -> np.ndarray | None:
     return sample.get(key).sem_seg[0].cpu().numpy() if key in sample else None
 
 
-def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) -> NuScenesBEVDataset:
+def dataset_of_index(
+    index: str | Path, *, data_root: str | Path | None = None
+) -> NuScenesBEVDataset | BDD100KDataset:
     """An unaugmented, full-size dataset of an index file; the map is drawn where its expansion is there.
 
     Args:
@@ -115,6 +135,13 @@ def dataset_of_index(index: str | Path, *, data_root: str | Path | None = None) 
     """
     index = Path(index).absolute()
     root = Path(data_root) if data_root is not None else find_data_root(index)
+    if "img_path" in read_first_sample(index):  # one image per sample
+        return BDD100KDataset(
+            ann_file=str(index),
+            data_root=str(root),
+            test_mode=True,
+            pipeline=[LoadImage2D(), LoadSegMask(), PackImageInputs()],
+        )
     return NuScenesBEVDataset(
         ann_file=str(index),
         data_root=str(root),
@@ -138,7 +165,7 @@ def find_data_root(index: str | Path) -> Path:
     index = Path(index).absolute()
     first = read_first_sample(index)
     try:
-        name = next(iter(first["images"].values()))["img_path"]
+        name = first["img_path"] if "img_path" in first else next(iter(first["images"].values()))["img_path"]
     except (KeyError, StopIteration, TypeError, AttributeError) as error:
         raise DataError(
             "the index's first sample names no image; make the index by `perception data prepare`", path=index

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from perception.engine.browse import draw_on_item, find_data_root, map_grid_of, mask_of
+from perception.engine.browse import draw_on_item, find_data_root, map_grid_of, mask_of, short_name
 from perception.engine.evaluation_parts import evaluation_parts
+from perception.engine.image_pictures import draw_image_item, image_record, is_image_item
 from perception.engine.run import predict
 from perception.engine.run_folder import update_summary
 from perception.registry import DATASETS
@@ -61,6 +62,7 @@ def draw_predictions(
     total = len(dataset)
     chosen = range(total) if num is None else np.linspace(0, total - 1, min(num, total)).round().astype(int)
     order, drawn = _with_history(dataset.scene_tokens, [int(item) for item in chosen])
+    frame = "LiDAR, bottom-centre x y z l w h yaw vx vy"
     map_grid = map_grid_of(settings["pipeline"])
     written, records = [], {}
     results = predict(cfg, model_path, dataset=dataset, indices=order)
@@ -68,11 +70,17 @@ def draw_predictions(
         if not is_drawn:
             continue
         token = result.metainfo["sample_token"]
-        sheet = _draw(dataset[item], result, map_grid, score_threshold, dataset)
-        written.append(save_image(Path(out) / f"prediction_{item:06d}_{token[:12]}.jpg", sheet))
-        records[token] = _record(result, dataset.class_names)
+        packed = dataset[item]
+        if is_image_item(packed):
+            frame = "pixels of the image file, x1 y1 x2 y2, far edges outside"
+            sheet = draw_image_item(packed, dataset, prediction=result, score_threshold=score_threshold)
+            records[token] = image_record(result, dataset.metainfo["classes"], num=_MAX_SAVED_BOXES)
+        else:
+            sheet = _draw(packed, result, map_grid, score_threshold, dataset)
+            records[token] = _record(result, dataset.class_names)
+        written.append(save_image(Path(out) / f"prediction_{item:06d}_{short_name(token)}.jpg", sheet))
     path = Path(out) / "predictions.json"
-    write_json_atomic(path, {"frame": "LiDAR, bottom-centre x y z l w h yaw vx vy", "samples": records})
+    write_json_atomic(path, {"frame": frame, "samples": records})
     return [*written, path]
 
 
