@@ -34,7 +34,8 @@ class MicroStep:
     Attributes:
         losses: local losses, with graphs.
         global_losses: (T,) float64, normalised over the ranks' targets, 0 where absent.
-        shares: (T,) float64, factor that makes a local loss this rank's share of the global one.
+        shares: (P,) float64, factor that makes a part of the local losses this rank's share of the global one; P parts
+            in the order of `losses.part_names`, T where each task is one part.
         present: (T,) bool, globally.
         factor: 1 / number of micro-batches in the window.
         loss_scale: what losses are multiplied by before a backward; the same in the whole window.
@@ -51,11 +52,17 @@ class MicroStep:
 
     def local_share(self, task: str) -> Tensor:
         """This rank's part of a task's loss in the window's mean, scaled, at least float32."""
-        index = self.losses.task_names.index(task)
-        scale = float(self.shares[index]) * self.factor * self.loss_scale
-        loss = self.losses[task].reshape(())
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a scale can be beyond float16
-        return loss if scale == 1.0 else loss * scale
+        parts = []
+        for share, name, owner in zip(
+            self.shares.tolist(), self.losses.part_names, self.losses.part_tasks, strict=True
+        ):
+            if owner != task or name not in self.losses.parts:
+                continue
+            scale = share * self.factor * self.loss_scale
+            loss = self.losses.parts[name].reshape(())
+            loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # a scale can be beyond float16
+            parts.append(loss if scale == 1.0 else loss * scale)
+        return sum(parts[1:], start=parts[0])
 
     def weighted_sum(self, weights: Tensor, tasks: Collection[str] | None = None) -> Tensor | None:
         """Sum of the local shares times (T,) weights, of some tasks or all; None without a local loss."""

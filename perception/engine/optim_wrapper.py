@@ -235,26 +235,31 @@ class BalancedOptimWrapper(OptimWrapper):
         self.num_bad_in_row = 0
 
     def _exchange(self, losses: TaskLosses) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        # Each local loss is S_t / max(n_t, 1). Summed over ranks: n_t, S_t, and how many have and how many a bad loss.
-        local = torch.zeros(4, len(losses.task_names), dtype=torch.float64)
-        divisors = torch.zeros(len(losses.task_names), dtype=torch.float64)
-        if len(losses):
-            pairs = [(losses[task], losses.num_targets[task]) for task in losses]
+        # Each part of the local losses is S / n, or S where n = 0. Summed over ranks: n, S, how many have it, and how
+        # many a bad one.
+        local = torch.zeros(4, len(losses.part_names), dtype=torch.float64)
+        divisors = torch.zeros(len(losses.part_names), dtype=torch.float64)
+        if losses.parts:
+            pairs = [(loss, losses.num_targets[part]) for part, loss in losses.parts.items()]
             # One copy from the device instead of one per number.
             flat = torch.stack(
                 [value.detach().double().reshape(()) for pair in pairs for value in pair]
             ).cpu()
             values, counts = flat.view(-1, 2).T
-            columns = [losses.task_names.index(task) for task in losses]
+            columns = [losses.part_names.index(part) for part in losses.parts]
             is_finite = values.isfinite()
-            divisors[columns] = counts.clamp(min=1)
+            divisors[columns] = _or_one(counts)
             sums = torch.where(is_finite, values, 0.0) * divisors[columns]
             local[:, columns] = torch.stack([counts, sums, torch.ones_like(counts), (~is_finite).double()])
         counts, sums, num_ranks, bad = sum_over_ranks(local, what="losses and target counts")
-        present = num_ranks > 0
-        global_divisors = counts.clamp(min=1)
-        bad_tasks = [task for task, flag in zip(losses.task_names, bad.tolist(), strict=True) if flag]
-        return sums / global_divisors, divisors / global_divisors, present, bad_tasks
+        global_divisors = _or_one(counts)
+        owners = torch.tensor([losses.task_names.index(task) for task in losses.part_tasks])
+        zeros = torch.zeros(len(losses.task_names), dtype=torch.float64)
+        global_losses = zeros.index_add(0, owners, sums / global_divisors)
+        present = zeros.index_add(0, owners, num_ranks) > 0
+        is_bad = zeros.index_add(0, owners, bad) > 0
+        bad_tasks = [task for task, flag in zip(losses.task_names, is_bad.tolist(), strict=True) if flag]
+        return global_losses, divisors / global_divisors, present, bad_tasks
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -424,6 +429,11 @@ def _as_scaler(options: dict[str, Any] | None, precision: str, resolved: str) ->
         raise ValueError(f"loss_scale has unknown keys {unknown}; allowed: {sorted(allowed)}")
     scaler = LossScaler(**(options or {}))
     return scaler if resolved == "fp16" else None
+
+
+def _or_one(counts: Tensor) -> Tensor:
+    """What a sum over targets is divided by: their count, 1 where there are none."""
+    return torch.where(counts > 0, counts, 1.0)
 
 
 def _name_some(names: list[str]) -> str:

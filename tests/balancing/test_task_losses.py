@@ -36,3 +36,22 @@ def test_total_is_the_sum_with_its_gradient() -> None:
     assert weights.grad.tolist() == [5, 6]
     with pytest.raises(ValueError, match="no task"):
         TaskLosses({}, {}, ("det",)).total()
+
+
+def test_a_tasks_loss_is_the_sum_of_its_parts() -> None:
+    names = ("det", "det.boxes", "seg")
+    losses = TaskLosses(
+        {"det": ONE, "det.boxes": ONE * 2}, {"det": ONE, "det.boxes": ONE / 4}, ("det", "seg"), names
+    )
+    assert (list(losses), float(losses["det"])) == (["det"], 3)
+    assert losses.present == (True, False)
+    assert losses.part_tasks == ("det", "det", "seg")
+    alone = TaskLosses({"det.boxes": ONE * 2}, {"det.boxes": ONE}, ("det", "seg"), names)
+    assert float(alone["det"]) == 2
+
+
+def test_parts_belong_to_declared_tasks() -> None:
+    with pytest.raises(ValueError, match=r"tasks \['depth'\]"):
+        TaskLosses({}, {}, ("det",), ("det", "depth.x"))
+    with pytest.raises(ValueError, match=r"\['det.boxes'\]"):
+        TaskLosses({"det.boxes": ONE}, {"det.boxes": ONE}, ("det",))
