@@ -3,46 +3,36 @@
 Legend: B batch, F frames (oldest first, the last is the current one), N cameras, Q BEV cells, C channels.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
-from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from perception.balancing import RotoGrad, SharedFeatures, TaskLosses, TaskStreams
 from perception.models._eval_mode import eval_no_grad
-from perception.models._memory_format import choose_memory_format
-from perception.models.backbone_weights import load_backbone
 from perception.models.bev_encoder import BEVEncoder
 from perception.models.box_coder import DecodedBoxes
 from perception.models.box_head import BoxHead, BoxTargets
 from perception.models.center_heatmap import CenterHeatmap
 from perception.models.execution import checkpoint_parts, compile_parts
 from perception.models.map_head import MapHead
+from perception.models.multi_task_model import MODULE_CONFIG, MultiTaskModel
 from perception.models.patch_seg_head import PatchSegHead
 from perception.models.perspective_head import PerspectiveHead
 from perception.models.stream_memory import StreamMemory
-from perception.models.task_losses import group_losses
 from perception.models.upstream_compat import UpstreamCompat
 from perception.registry import MODELS
 from perception.utils import DataError
 
-DETECTION_TASKS = ("cls", "box", "velocity")
-SEGMENTATION_TASKS = ("seg",)
-TASK_GROUPS = {"det": DETECTION_TASKS, "seg": SEGMENTATION_TASKS}
-"""Tasks that share a head, by the head's name: queries and one matching serve classes, boxes and velocities."""
+HEAD_TASKS = {"det": ("cls", "box", "velocity"), "seg": ("seg",)}
+"""Tasks that share a head: queries and one matching serve classes, boxes and velocities."""
 KPI_METRICS = {"cls": ("mAP",), "box": ("mATE", "mASE", "mAOE"), "velocity": ("mAVE",), "seg": ("mIoU",)}
-"""Task → the metrics whose mean is its score, for balancing methods that look at scores."""
-MODULE_CONFIG = Mapping[str, Any]
 
 
 @MODELS.register_module()
-class BEVFormer(BaseModel):
+class BEVFormer(MultiTaskModel):
     """Camera-only 3D detection and BEV segmentation over time.
 
     *Source*: Li et al., BEVFormer (ECCV 2022), and its released code with the defects corrected that tie it to batch
@@ -73,6 +63,7 @@ class BEVFormer(BaseModel):
         ValueError: there is no head, a head's grid is not the encoder's, or a named part does not exist.
     """
 
+    head_tasks = HEAD_TASKS
     kpi_metrics = KPI_METRICS
     trunk_names = ("img_backbone", "img_neck", "bev_encoder")
 
@@ -95,10 +86,14 @@ class BEVFormer(BaseModel):
         compiled: Sequence[str] = (),
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.img_backbone: nn.Module = MODELS.build(img_backbone)
-        self.img_neck: nn.Module = MODELS.build(img_neck)
-        self._memory_format = choose_memory_format(self.img_backbone, self.img_neck)
+        super().__init__(
+            img_backbone=img_backbone,
+            img_neck=img_neck,
+            data_preprocessor=data_preprocessor,
+            backbone_weights=backbone_weights,
+            backbone_sha256=backbone_sha256,
+            init_cfg=init_cfg,
+        )
         compat = {} if upstream_compat is None else {"upstream_compat": UpstreamCompat.read(upstream_compat)}
         self.bev_encoder: BEVEncoder = MODELS.build({**bev_encoder, **compat})
         self.box_head: BoxHead | None = None if box_head is None else MODELS.build({**box_head, **compat})
@@ -110,44 +105,12 @@ class BEVFormer(BaseModel):
             None if perspective_head is None else MODELS.build(perspective_head)
         )
         self.use_history = use_history
-        self.backbone_weights = backbone_weights
-        self.backbone_sha256 = backbone_sha256
-        self.shared_features = SharedFeatures()
-        self.task_streams = TaskStreams()
         self.stream_memory = StreamMemory()
         self._num_cams = self.bev_encoder.num_cams
-        self.rotations: RotoGrad | None = None
-        self._only: tuple[str, ...] | None = None
         self._histories: dict[tuple[str, ...] | None, dict[str, Tensor]] = {}
         self._check_heads()
         checkpoint_parts(self, activation_checkpointing)
         compile_parts(self, compiled)
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """The tasks that this model trains, in the order of the Gram matrix's rows."""
-        detection = DETECTION_TASKS if self.box_head is not None else ()
-        return detection + (SEGMENTATION_TASKS if self.seg_head is not None else ())
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of detection classes, None without a box head."""
-        return None if self.box_head is None else self.box_head.num_classes
-
-    @property
-    def task_groups(self) -> dict[str, tuple[str, ...]]:
-        """Head → its tasks: what can be computed apart."""
-        return {name: tasks for name, tasks in TASK_GROUPS.items() if set(tasks) <= set(self.task_names)}
-
-    @property
-    def stitch_stages(self) -> tuple[str, ...]:
-        """Where cross-stitch mixes by default: after the backbone's trained stages, the neck and the encoder."""
-        stages = [f"img_backbone.{name}" for name in getattr(self.img_backbone, "res_layers", ())]
-        return tuple(
-            name
-            for name in (*stages, "img_neck", "bev_encoder")
-            if any(parameter.requires_grad for parameter in self.get_submodule(name).parameters())
-        )
 
     @property
     def heads_read_apart(self) -> bool:
@@ -159,29 +122,6 @@ class BEVFormer(BaseModel):
         """C, length of the BEV features that `rotations`, if there are any, turn for each head."""
         return self.bev_encoder.embed_dims
 
-    @contextmanager
-    def only_tasks(self, tasks: Sequence[str]) -> Iterator[None]:
-        """Forwards inside compute the losses and predictions of these tasks alone, with a history of their own.
-
-        Raises:
-            ValueError: an unknown task, or one without the others of its head.
-        """
-        unknown = [task for task in tasks if task not in self.task_names]
-        if unknown:
-            raise ValueError(f"only_tasks names {unknown}; the model's tasks are {list(self.task_names)}")
-        for name, together in self.task_groups.items():
-            missing = [task for task in together if task not in tasks]
-            if missing and len(missing) < len(together):
-                raise ValueError(
-                    f"the tasks {list(together)} come from one {name} head, so they can't be computed apart; "
-                    f"{list(tasks)} lacks {missing}. Keep them together"
-                )
-        before, self._only = self._only, tuple(tasks)
-        try:
-            yield
-        finally:
-            self._only = before
-
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the last layer that all tasks share: its last linear layer and the norm behind it.
 
@@ -192,50 +132,9 @@ class BEVFormer(BaseModel):
             last = self.box_head.decoder[-1]
         return [*last.ffn.linear2.parameters(), *last.norms[-1].parameters()]
 
-    def init_weights(self) -> None:
-        """Initialise as the configs say, then load the backbone's file, or say that there is none."""
-        super().init_weights()
-        load_backbone(self.img_backbone, self.backbone_weights, self.backbone_sha256)
-
-    def _dump_init_info(self) -> None:
-        """Nothing: MMEngine would log how each single parameter was initialised."""
-
     def reset_history(self) -> None:
         """Forget the BEV features of the last predicted batch."""
         self._histories = {}
-
-    def forward(
-        self,
-        inputs: dict[str, Tensor],
-        data_samples: Sequence[Det3DDataSample] | None = None,
-        mode: Literal["tensor", "loss", "predict"] = "tensor",
-    ) -> Any:
-        """Run the model.
-
-        Args:
-            inputs: as `BEVDataPreprocessor` returns them: "img" (B, F, N, 3, H, W), "lidar2img" (B, F, N, 4, 4),
-                "ego_motion" (B, F, 18), "has_prev" (B, F) bool.
-            data_samples: B data samples; needed but for mode "tensor".
-            mode: "tensor" gives a dict of raw outputs, "loss" the loss dict, "predict" the data samples with
-                predictions.
-
-        Raises:
-            ValueError: unknown mode, missing data samples, or inputs of the wrong shape.
-            DataError: a ground-truth box is not finite or has no size.
-        """
-        self._check_inputs(inputs)
-        if mode == "tensor":
-            return self._forward_heads(self.compute_bev(inputs))
-        if data_samples is None or len(data_samples) != len(inputs["img"]):
-            found = "none" if data_samples is None else str(len(data_samples))
-            raise ValueError(
-                f"mode {mode!r} needs {len(inputs['img'])} data_samples, one per image set; got {found}."
-            )
-        if mode == "loss":
-            return self.loss(inputs, data_samples)
-        if mode == "predict":
-            return self.predict(inputs, data_samples)
-        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}.")
 
     def loss(self, inputs: dict[str, Tensor], data_samples: Sequence[Det3DDataSample]) -> dict[str, Tensor]:
         """Loss terms and target counts; a task without a target in the batch is left out."""
@@ -281,10 +180,6 @@ class BEVFormer(BaseModel):
                 result.pred_bev_seg = PixelData(sem_seg=classes[None])
         return results
 
-    def parse_losses(self, losses: dict[str, Tensor]) -> "tuple[TaskLosses, OrderedDict[str, Tensor]]":
-        """Group the loss dict by task; MMEngine hands the first result to the optimiser wrapper."""
-        return group_losses(losses, self.task_names)
-
     def compute_bev(
         self, inputs: dict[str, Tensor], prev_bev: Tensor | None = None, known: Tensor | None = None
     ) -> Tensor:
@@ -323,9 +218,7 @@ class BEVFormer(BaseModel):
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """(M, N, 3, H, W) → per level (M, N, C, h, w)."""
-        flat = images.flatten(0, 1).contiguous(memory_format=self._memory_format)
-        features = self.img_neck(self.img_backbone(flat))
-        return [level.unflatten(0, images.shape[:2]) for level in features]
+        return [level.unflatten(0, images.shape[:2]) for level in self._pyramid(images.flatten(0, 1))]
 
     def _encode(
         self,
@@ -350,27 +243,22 @@ class BEVFormer(BaseModel):
             has_prev,
         )
 
+    def _forward_raw(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        return self._forward_heads(self.compute_bev(inputs))
+
     def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
         outputs: dict[str, Any] = {"bev": bev}
-        runs_seg = self.seg_head is not None and self._runs(SEGMENTATION_TASKS)
+        runs_det, runs_seg = self._runs("det"), self._runs("seg")
         queries = self.seg_head.queries() if isinstance(self.seg_head, PatchSegHead) else None
         source = None
-        if self.box_head is not None and (self._runs(DETECTION_TASKS) or (runs_seg and queries is not None)):
+        if self.box_head is not None and (runs_det or (runs_seg and queries is not None)):
             boxes = self.box_head(self._read(bev, "det"), queries)
             source = boxes.extra
-            if self._runs(DETECTION_TASKS):
+            if runs_det:
                 outputs["boxes"] = boxes
         if self.seg_head is not None and runs_seg:
             outputs["seg_logits"] = self.seg_head(self._read(bev, "seg") if source is None else source)
         return outputs
-
-    def _read(self, bev: Tensor, head: str) -> Tensor:
-        """What the modules of one of the `TASK_GROUPS` read: its own stream's features, turned for it; (B, Q, C)."""
-        rows = self.task_streams.rows(bev, TASK_GROUPS[head][0])
-        return rows if self.rotations is None else self.rotations.rotate(rows, head)
-
-    def _runs(self, tasks: Sequence[str]) -> bool:
-        return self._only is None or tasks[0] in self._only
 
     def _look_up(self, prev_tokens: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
         history = self._histories.get(self._only, {})

@@ -16,11 +16,8 @@ from perception.registry import MODELS
 INPUT_KEYS = ("img", "lidar2img", "ego_motion", "has_prev")
 
 
-@MODELS.register_module()
-class BEVDataPreprocessor(BaseDataPreprocessor):
-    """Moves to the device, stacks, normalises and pads.
-
-    Padding comes after normalisation, at the right and bottom, and is zero; it does not change `lidar2img`.
+class NormalizingPreprocessor(BaseDataPreprocessor):
+    """Normalises images, then pads them with zero at the right and bottom.
 
     Args:
         mean: per channel, in the order after `bgr_to_rgb`.
@@ -52,6 +49,20 @@ class BEVDataPreprocessor(BaseDataPreprocessor):
         self.mean: Tensor
         self.std: Tensor
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W), 0..255 → (..., 3, Hp, Wp), normalised and padded."""
+        if self.bgr_to_rgb:
+            images = images.flip(-3)
+        normalized = (images.to(self.mean.dtype) - self.mean) / self.std
+        height, width = images.shape[-2:]
+        divisor = self.pad_size_divisor
+        return F.pad(normalized, (0, -width % divisor, 0, -height % divisor))
+
+
+@MODELS.register_module()
+class BEVDataPreprocessor(NormalizingPreprocessor):
+    """Moves to the device, stacks, normalises and pads a batch of camera rigs; `lidar2img` stays as it is."""
+
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Stack the lists of a pseudo-collated batch.
 
@@ -70,15 +81,6 @@ class BEVDataPreprocessor(BaseDataPreprocessor):
         inputs = {key: _stack(moved["inputs"], key) for key in INPUT_KEYS}
         inputs["img"] = self.normalize(inputs["img"])
         return {"inputs": inputs, "data_samples": moved.get("data_samples")}
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """(..., 3, H, W), 0..255 → (..., 3, Hp, Wp), normalised and padded."""
-        if self.bgr_to_rgb:
-            images = images.flip(-3)
-        normalized = (images.to(self.mean.dtype) - self.mean) / self.std
-        height, width = images.shape[-2:]
-        divisor = self.pad_size_divisor
-        return F.pad(normalized, (0, -width % divisor, 0, -height % divisor))
 
 
 def _stack(inputs: dict[str, Sequence[Tensor] | Tensor], key: str) -> Tensor:
