@@ -20,6 +20,8 @@ from perception.utils import stable_seed
 Phase = Literal["sequential", "grouped"]
 Phases = Literal["mixed", "sequential", "grouped"]
 
+_SUMMED = ("*.sampling_offsets", "*.attention_weights")
+
 
 class ConnectionStrength(MultiTaskBalancer):
     """Task-specific norms, and per epoch either one update per task or a projection per layer and channel group.
@@ -50,7 +52,7 @@ class ConnectionStrength(MultiTaskBalancer):
             none means the whole model.
         phases: "mixed" as in the paper, or always the one phase (its Table 4).
         summed: patterns (as of a shell) of layers of the trunk that need no strength and get the plain sum; by default
-            those that decide where deformable attention looks.
+            those that decide where deformable attention looks, and the model's `summed_layers` if it has some.
         attention: sibling layers of attention modules, values → output.
         weighting: loss weights, by default 1.
         scales: as in `MultiTaskBalancer`.
@@ -83,7 +85,7 @@ class ConnectionStrength(MultiTaskBalancer):
         groups: Mapping[str, Sequence[str]] | None = None,
         trunk: Sequence[str] | None = None,
         phases: Phases = "mixed",
-        summed: Sequence[str] = ("*.sampling_offsets", "*.attention_weights"),
+        summed: Sequence[str] | None = None,
         attention: Mapping[str, str] = ATTENTION,
         weighting: LossWeighting | None = None,
         scales: Mapping[str, float] | None = None,
@@ -103,7 +105,7 @@ class ConnectionStrength(MultiTaskBalancer):
             self._group(groups)
         self.trunk = None if trunk is None else tuple(trunk)
         self.phases = phases
-        self.summed = tuple(summed)
+        self.summed = None if summed is None else tuple(summed)
         self.attention = dict(attention)
         self.epoch = 0
         self.phase: Phase = "grouped" if phases == "grouped" else "sequential"
@@ -170,7 +172,7 @@ class ConnectionStrength(MultiTaskBalancer):
         with ConnectionTrace(model, attention=self.attention) as trace:
             yield
         connections = trace.connections()
-        check_connections(model, connections, self.trunk or (), self.summed)
+        check_connections(model, connections, self.trunk or (), self.summed or ())
         self._connections = connections
 
     @property
@@ -344,6 +346,8 @@ class ConnectionStrength(MultiTaskBalancer):
             self._group(getattr(model, "task_groups", None) or {task: (task,) for task in names})
         if self.trunk is None:
             self.trunk = tuple(getattr(model, "trunk_names", ()))
+        if self.summed is None:
+            self.summed = (*_SUMMED, *getattr(model, "summed_layers", ()))
 
     def _group(self, groups: Mapping[str, Sequence[str]]) -> None:
         check_groups(groups)

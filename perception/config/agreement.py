@@ -82,7 +82,7 @@ def _map_grids(found: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
                 node.get("y_range", (-30.0, 30.0)),
                 node.get("resolution", 0.15),
             )
-        elif path.endswith("seg_head") and node:
+        elif path.endswith("seg_head") and "pc_range" in node:  # of a map, not of an image
             parts = (
                 node.get("map_x_range", (-15.0, 15.0)),
                 node.get("map_y_range", (-30.0, 30.0)),
@@ -122,6 +122,8 @@ def _widths(model: Any) -> list[str]:
         ("bev_encoder", "embed_dims"),
         ("box_head", "embed_dims"),
         ("seg_head", "embed_dims"),
+        ("box_head", "in_channels"),
+        ("seg_head", "in_channels"),
     ):
         node = dict.get(model, part)
         if isinstance(node, dict) and dict.get(node, key) is not None:
@@ -133,7 +135,12 @@ def _tasks(root: Mapping[str, Any]) -> list[str]:
     model = dict.get(root, "model") if isinstance(root, dict) else None
     if not isinstance(model, dict) or not ({"box_head", "seg_head"} & set(dict.keys(model))):
         return []
-    needed = {"NuScenesDetectionMetric": "box_head", "BEVSegMetric": "seg_head"}
+    needed = {
+        "NuScenesDetectionMetric": "box_head",
+        "BoxAPMetric": "box_head",
+        "BEVSegMetric": "seg_head",
+        "SemSegMetric": "seg_head",
+    }
     problems = []
     seg_head = dict.get(model, "seg_head")
     if isinstance(seg_head, dict) and dict.get(model, "box_head") is None:

@@ -42,7 +42,7 @@ class StepContext:
         self.statistics.restore()
 
     def sample_tokens(self) -> list[str]:
-        """Tokens of the batch's samples, as far as the data samples carry them."""
+        """Tokens or frame names of the batch's samples, as far as the data samples carry them."""
         samples = self.data_batch.get("data_samples") if isinstance(self.data_batch, Mapping) else None
         if not isinstance(samples, Sequence):
             return []
@@ -88,6 +88,5 @@ def _non_finite_gradients(loss: Tensor, parameters: Mapping[str, Tensor]) -> lis
 
 
 def _token(sample: Any) -> str | None:
-    if isinstance(sample, Mapping):
-        return sample.get("sample_token")
-    return getattr(sample, "metainfo", {}).get("sample_token")
+    named = sample if isinstance(sample, Mapping) else getattr(sample, "metainfo", {})
+    return named.get("sample_token", named.get("frame_name"))

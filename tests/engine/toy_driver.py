@@ -14,6 +14,7 @@ from typing import Any
 
 import bev_world
 import grouped_world
+import image_world
 import stream_world
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from perception.engine.comm_counter import count_collectives, socket_bytes_sent
 from perception.engine.row_exchange import RowExchange
 
 WORLDS = {"toy": toy_world.config, "bev": bev_world.config, "grouped": grouped_world.config}
-WORLDS["streams"] = stream_world.config
+WORLDS |= {"streams": stream_world.config, "images": image_world.config}
 
 
 def train(
@@ -97,6 +98,16 @@ def gradients(work_dir: str, *, out: str, world: str = "toy", **changes: Any) ->
     runner.train(stop_after=1)
     if runner.rank == 0:
         torch.save(runner.strategy.model_state_dict(), out)
+
+
+def image_step(work_dir: str, *, out: str, case: str, batch_size: int = 1) -> None:
+    """One SGD step of the image model in a case of `test_image_ranks`; each rank's weights afterwards."""
+    from tests.engine.test_image_ranks import CASES, changes
+
+    cfg = image_world.config(work_dir, **changes(CASES[case]), train_dataloader__batch_size=batch_size)
+    runner = PerceptionRunner.from_cfg(cfg)
+    runner.train(stop_after=1)
+    torch.save({name: p.detach() for name, p in runner.bare_model.named_parameters()}, f"{out}.{runner.rank}")
 
 
 def refuse(work_dir: str, *, out: str, **changes: Any) -> None:
@@ -245,6 +256,7 @@ def main() -> None:
         "signal": signal_at,
         "evaluate": evaluate,
         "gradients": gradients,
+        "image_step": image_step,
         "score": score,
         "exchange": exchange,
         "methods": methods,
