@@ -98,6 +98,26 @@ def test_bevformer_small_is_the_papers():
     assert load_config("bevformer_tiny").model.bev_encoder.bev_h == 50  # the base is left as it was
 
 
+@pytest.mark.parametrize(
+    ("width", "joint", "ratio"), [(128, "fcos_rt", 1.12), (128, "fcos_rt_p3", 1.10), (256, "fcos_rt", 1.15)]
+)
+def test_relative_size_of_fcos_rt(width, joint, ratio):
+    """The paper's #P: the joint model by the mean of the single ones; 1.15 there."""
+    found = []
+    for name in (joint, "fcos_rt_det", "fcos_rt_seg"):
+        model = load_config(name).model
+        if name == "fcos_rt_seg" and joint == "fcos_rt_p3":
+            model.update(
+                img_neck=load_config(joint).model.img_neck, seg_head=load_config(joint).model.seg_head
+            )
+        if model.get("seg_head") is not None:
+            model.seg_head.update(feat_channels=width)
+        found.append(sizes(MODELS.build(model))[0])
+    assert round(found[0] / (sum(found[1:]) / 2), 2) == ratio
+    if (joint, width) == ("fcos_rt", 128):
+        assert found == [33_235_941, 30_953_810, 28_478_675]
+
+
 @pytest.mark.parametrize("name", [c.short for c in list_configs() if "_static" in c.short])
 def test_static_variants_see_one_frame(name):
     config = load_config(name)

@@ -1,0 +1,18 @@
+"""FCOS-RT with a segmentation head and pseudo labels, balanced by CAGrad, on BDD100K.
+
+Source: MCLGS's Table 4, CAGrad, whose c the paper does not give; here CAGrad's own 0.5.
+Hardware: 1 GPU (the paper does not say which).
+Expected time: not run.
+Expected AP / mIoU: not run (the paper: 0.2537 / 0.5070).
+Command: perception train fcos_rt_pseudo_det-seg-cagrad --set model.backbone_weights=resnet50.safetensors
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ....configs._base_.datasets.bdd100k_pseudo import *
+    from ....configs._base_.models.fcos_rt_pseudo import *
+    from ....configs._base_.runtime import *
+    from ....configs._base_.schedules.sgd_30e import *
+
+optim_wrapper.update(balancer=dict(name="cagrad", c=0.5))
