@@ -42,7 +42,8 @@ class TaskGradients:
 
     With features in front of the parameters, the Gram matrix is over these alone, and they are never a task's own.
 
-    The memory can be used again by `restart`; a fresh T × P block per update would cost more than the Gram matrix.
+    Gradients that come from elsewhere are handed over by `put`. The memory can be used again by `restart`; a fresh
+    T × P block per update would cost more than the Gram matrix.
 
     On many ranks each may keep a part of the columns alone (`keep_part`). Its Gram matrix is then the part's, and the
     sum of all ranks' is that of whole gradients; an update must be put together from the ranks' parts (`gather`).
@@ -156,6 +157,15 @@ class TaskGradients:
                 is_reached[number] = True
                 self._is_stale[task_idx, number] = False
         self.reached[task_idx] = torch.tensor(is_reached, dtype=torch.bool)
+
+    def put(self, task_idx: int, number: int, values: Tensor) -> None:
+        """Add flat values to one parameter's place in a task's row; `reached` is the caller's to set."""
+        place = self._rows[task_idx, self._columns[number]]
+        if bool(self._is_stale[task_idx, number]):
+            place.copy_(values)
+            self._is_stale[task_idx, number] = False
+        else:
+            place += values
 
     def shared(self, present: Tensor) -> Tensor:
         """(n,) bool, what the Gram matrix is over: the features, or else what two or more present tasks (T,) reach."""

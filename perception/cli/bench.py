@@ -159,6 +159,16 @@ def _add_comm_options(comm: argparse.ArgumentParser) -> None:
     comm.add_argument(
         "--bucket-mb", type=positive_float, default=25.0, help="optim_wrapper.bucket_mb (default 25)"
     )
+    comm.add_argument(
+        "--zero-stage", type=int, choices=(0, 1, 2, 3), default=0, help="DeepSpeed's; 0 (default) is DDP"
+    )
+    comm.add_argument(
+        "--max-live-parameters",
+        type=amounts,
+        default="1B",
+        metavar="L",
+        help="weights gathered at once at most, under stage 3 (default 1B)",
+    )
     comm.add_argument("--out", metavar="JSON", help="file for the result")
     comm.add_argument("--json", action="store_true", help="print JSON")
 
@@ -251,7 +261,7 @@ def run_comm(args: argparse.Namespace) -> int:
     from perception.config import ConfigError
     from perception.engine.comm_cost import comm_table, reckon_comm
 
-    for name in ("last_layer", "features"):
+    for name in ("last_layer", "features", "max_live_parameters"):
         if len(getattr(args, name)) != 1:
             raise ConfigError(f"--{name.replace('_', '-')} takes one number, got {getattr(args, name)}")
     try:
@@ -268,6 +278,8 @@ def run_comm(args: argparse.Namespace) -> int:
             num_last_layer=args.last_layer[0],
             num_features=args.features[0],
             bucket_mb=args.bucket_mb,
+            zero_stage=args.zero_stage,
+            max_live_parameters=args.max_live_parameters[0],
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -29,6 +29,8 @@ from perception.engine.gradient_sources import (
 from perception.engine.group_source import GroupSource
 from perception.engine.loss_check import LossCheck
 from perception.engine.rotation_source import RotationSource
+from perception.engine.shard_sources import GradientStream, ShardSource, SummedShardSource
+from perception.engine.sharded_weights import ShardedWeights
 from perception.evaluation import LOWER_IS_BETTER
 from perception.utils import did_you_mean
 
@@ -79,7 +81,9 @@ class BalancedBackward:
         self.sketch_size = sketch_size
         self.num_updates = 0
         self.task_names: tuple[str, ...] = ()
+        self.weights: ShardedWeights | None = None
         self._model: nn.Module | None = None
+        self._stream: GradientStream | None = None
         self._features: SharedFeatures | None = None
         self._last_layer: list[Tensor] = []
         self._kpi_metrics: Mapping[str, Sequence[str]] = {}
@@ -186,6 +190,11 @@ class BalancedBackward:
         if result is None and source is self._main and not isinstance(source, SummedSource):
             self._coefficients = None if source.coefficients is None else source.coefficients.tolist()
         return result
+
+    def holders(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Whose `grad` is the update: the parameters, or this rank's parts of them where only parts are known."""
+        shards = None if self.weights is None else self.weights.parts(parameters)
+        return shards if shards and any(shard.grad is not None for shard in shards) else parameters
 
     def drop(self) -> None:
         """Forget the window."""
@@ -298,6 +307,10 @@ class BalancedBackward:
             assert self._features is not None
             rotating = cast("RotoGradBalancer", self.balancer)
             return RotationSource(rotating, parameters, self._features, bucket_mb=self.bucket_mb)
+        if (stream := self._stream_of(parameters)) is not None:
+            if self.needs_task_gradients:
+                return ShardSource(self.balancer, stream, num_tasks)
+            return SummedShardSource(self.balancer, stream)
         if not self.needs_task_gradients:
             return SummedSource(self.balancer, parameters, bucket_mb=self.bucket_mb)
         if self.gradient_source == "features":
@@ -307,6 +320,16 @@ class BalancedBackward:
             return LastLayerSource(self.balancer, parameters, self._last_layer, bucket_mb=self.bucket_mb)
         sketch = GradientSketch(size=self.sketch_size, seed=self._seed) if self.sketch_size else None
         return ParameterSource(self.balancer, parameters, num_tasks, bucket_mb=self.bucket_mb, sketch=sketch)
+
+    def _stream_of(self, parameters: Sequence[Tensor]) -> GradientStream | None:
+        """What deals out gradients of sharded weights; None for what needs whole gradients."""
+        reads = self.balancer.needs_gradients or self.balancer.observes_gradients
+        if self.weights is None or reads or self.gradient_source != "parameters" or self.sketch_size:
+            return None
+        shards = self.weights.parts(parameters)
+        if shards is not None and (self._stream is None or not _same(self._stream.parameters, parameters)):
+            self._stream = GradientStream(parameters, shards, bucket_mb=self.bucket_mb)
+        return None if shards is None else self._stream
 
     def _watch(self, step: MicroStep, parameters: Sequence[Tensor]) -> dict[str, Any]:
         if self.balancer.needs_gram:

@@ -68,6 +68,22 @@ def sum_over_ranks(values: Tensor, *, what: str = "sum of numbers") -> Tensor:
     return moved.to(values.device)
 
 
+def join_norms(norm: Tensor, norm_type: float) -> Tensor:
+    """The norm of a vector of which each rank has a part, from the part's norm (0-dim), the same on every rank.
+
+    Example:
+        >>> join_norms(torch.tensor(3.0), 2.0)  # on one rank
+        tensor(3.)
+    """
+    if world_size() == 1:
+        return norm
+    if norm_type == float("inf"):
+        return torch.tensor(gather_json(float(norm), what="largest gradient")).max().to(norm)
+    return (sum_over_ranks(norm.double() ** norm_type, what="norm of the gradient") ** (1 / norm_type)).to(
+        norm
+    )
+
+
 def from_first_rank(values: Tensor) -> Tensor:
     """The first rank's values on every rank, on the device of `values`."""
     if world_size() == 1:

@@ -6,11 +6,11 @@ broadcast, those of a ring in the others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perception.balancing import build_balancer
-from perception.engine.comm_model import MODES, Mode, StepShape, modes_of, step_exchanges
+from perception.engine.comm_model import MODES, Mode, StepShape, modes_of, num_trunk_backwards, step_exchanges
 from perception.engine.seed_statistics import markdown_table
 
 _NODE = 8  # GPUs of a DGX A100
@@ -74,6 +74,9 @@ def step_memory(mode: Mode, shape: StepShape) -> float:
     """
     tasks, row = shape.num_tasks, shape.num_parameters * shape.row_bytes
     plain = 2 * shape.num_parameters * shape.num_bytes
+    if shape.zero_stage == 3 and mode in ("plain", "exact"):
+        parts = tasks + 2 if mode == "exact" else 1
+        return parts * row / shape.num_ranks + 3 * min(row, shape.bucket_mb * 2**20)
     chunk = min(shape.num_parameters, _SKETCH_CHUNK) * (12 + 20 * tasks)
     parts = (tasks + 2) * row + (tasks + 1) * row / shape.num_ranks
     return {
@@ -91,9 +94,9 @@ def step_cost(mode: Mode, shape: StepShape, hardware: Hardware | None = None) ->
 
     Returns:
         Per rank: `sent_bytes`, of which `gradient_bytes` and `small_bytes`; `times_plain` (sent, relative to plain
-        training), `flops`, `memory_bytes`; `send_seconds`, `latency_seconds`, `arithmetic_seconds`; `trunk_backwards`,
-        how often the backward passes through the shared part; `exchanges`, rows of `purpose`, `kind`, `count`,
-        `payload` and `sent_bytes`; and `mode`, `ranks`, `parameters`, `bandwidth`.
+        training without ZeRO), `flops`, `memory_bytes`; `send_seconds`, `latency_seconds`, `arithmetic_seconds`;
+        `trunk_backwards`, how often the backward passes through the shared part; `exchanges`, rows of `purpose`,
+        `kind`, `count`, `payload` and `sent_bytes`; and `mode`, `ranks`, `parameters`, `bandwidth`.
 
     Example:
         >>> cost = step_cost("exact", StepShape(num_ranks=8, num_parameters=1_000_000, num_tasks=3))
@@ -106,7 +109,8 @@ def step_cost(mode: Mode, shape: StepShape, hardware: Hardware | None = None) ->
     exchanges = step_exchanges(mode, shape)
     sent = sum(exchange.sent_bytes(ranks) for exchange in exchanges)
     gradient = sum(exchange.sent_bytes(ranks) for exchange in exchanges if exchange.is_gradient)
-    plain = sum(exchange.sent_bytes(ranks) for exchange in step_exchanges("plain", shape))
+    unsharded = step_exchanges("plain", replace(shape, zero_stage=0))
+    plain = sum(exchange.sent_bytes(ranks) for exchange in unsharded)
     flops = step_flops(mode, shape)
     return {
         "mode": mode,
@@ -122,7 +126,7 @@ def step_cost(mode: Mode, shape: StepShape, hardware: Hardware | None = None) ->
         "send_seconds": sent / bandwidth,
         "latency_seconds": hardware.latency * sum(exchange.num_hops(ranks) for exchange in exchanges),
         "arithmetic_seconds": flops / hardware.flop_rate,
-        "trunk_backwards": shape.num_tasks if mode in ("exact", "sketched", "parts") else 1,
+        "trunk_backwards": num_trunk_backwards(mode, shape),
         "exchanges": [
             {
                 "purpose": exchange.purpose,

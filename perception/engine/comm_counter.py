@@ -56,7 +56,7 @@ class CommCounter:
 
 @contextmanager
 def count_collectives() -> Iterator[CommCounter]:
-    """Count the collectives that this process calls inside, as `torch.distributed.<name>`.
+    """Count the collectives that this process calls inside, as `torch.distributed.<name>`, by old names too.
 
     Not counted are those that torch calls by itself, as DDP's constructor does. Not for two threads at once.
 
@@ -68,13 +68,18 @@ def count_collectives() -> Iterator[CommCounter]:
     """
     counter = CommCounter()
     originals = {name: getattr(dist, name) for name in COUNTED}
+    # DeepSpeed holds on to functions of older names, which call the present ones where they are defined.
+    places = (dist, dist.distributed_c10d)
     for name, original in originals.items():
-        setattr(dist, name, _counting(original, counter, *COUNTED[name]))
+        counting = _counting(original, counter, *COUNTED[name])
+        for place in places:
+            setattr(place, name, counting)
     try:
         yield counter
     finally:
         for name, original in originals.items():
-            setattr(dist, name, original)
+            for place in places:
+                setattr(place, name, original)
 
 
 def _counting(

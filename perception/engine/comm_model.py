@@ -12,7 +12,7 @@ update, and one forward has all losses.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from perception.balancing import Balancer
@@ -30,9 +30,10 @@ MODES: dict[Mode, str] = {
 }
 """How a step's task gradients are compared → what ranks exchange for it."""
 
-_MAY_BE_ZERO = ("num_idle", "num_statistics", "num_layers")
+_MAY_BE_ZERO = ("num_idle", "num_statistics", "num_layers", "zero_stage")
 _MIB = 2**20
 _FLOAT64 = 8
+_WEIGHTS_BUCKET = 16 * _MIB  # see `ShardedWeights`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class StepShape:
         num_features: F; by default 150 x 150 BEV cells of 256 channels.
         num_layers: layers for each of which a method in mode "parts" adds T x T products.
         bucket_mb: largest message, MiB.
+        zero_stage: DeepSpeed's; 0 is DDP.
+        max_live_parameters: weights that are gathered at once at most, under stage 3.
 
     Raises:
         ValueError: a size is out of range.
@@ -69,12 +72,16 @@ class StepShape:
     num_features: int = 5_760_000
     num_layers: int = 0
     bucket_mb: float = 25.0
+    zero_stage: int = 0
+    max_live_parameters: int = 10**9
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 2 if name == "num_ranks" else 0 if name in _MAY_BE_ZERO else 1
             if value < least and not (name == "bucket_mb" and value > 0):
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
+        if self.zero_stage > 3:
+            raise ValueError(f"zero_stage is {self.zero_stage}; allowed: 0, 1, 2, 3")
 
     @property
     def row_bytes(self) -> int:
@@ -144,7 +151,8 @@ def step_exchanges(mode: Mode, shape: StepShape) -> list[Exchange]:
         Exchange(
             purpose="losses and target counts", kind="all_reduce", payload=4 * shape.num_tasks * _FLOAT64
         ),
-        *_MAKERS[mode](shape),
+        *(_SHARDED if shape.zero_stage == 3 else {}).get(mode, _MAKERS[mode])(shape),
+        *_weights(mode, shape),
         Exchange(purpose="whether to stop", kind="all_reduce", payload=8),
     ]
     if shape.num_statistics:
@@ -182,8 +190,12 @@ def _products(shape: StepShape, count: int) -> Exchange:
     return Exchange(purpose="products", kind="all_reduce", payload=payload, is_gradient=True)
 
 
+def _padded(shape: StepShape) -> int:
+    return -(-shape.num_parameters // shape.num_ranks) * shape.num_ranks
+
+
 def _by_parts(shape: StepShape, num_products: int) -> list[Exchange]:
-    padded = -(-shape.num_parameters // shape.num_ranks) * shape.num_ranks * shape.row_bytes
+    padded = _padded(shape) * shape.row_bytes
     bucket = shape.bucket_mb * _MIB
     rows = Exchange(
         purpose="task gradients",
@@ -221,6 +233,53 @@ _MAKERS: dict[Mode, Callable[[StepShape], list[Exchange]]] = {
     "parts": lambda shape: _by_parts(shape, shape.num_layers),
     "features": _features,
     "last_layer": _last_layer,
+}
+
+
+def num_trunk_backwards(mode: Mode, shape: StepShape) -> int:
+    """How often a step's backward passes go through the shared part."""
+    return shape.num_tasks if mode in ("exact", "sketched", "parts") else 1
+
+
+def _weights(mode: Mode, shape: StepShape) -> list[Exchange]:
+    """Under ZeRO-1 and 2 updated weights; under 3 those that a forward reads, and each backward if they can't stay."""
+    if shape.zero_stage == 0:
+        return []
+    is_kept = shape.zero_stage < 3 or shape.num_parameters <= shape.max_live_parameters
+    weights = Exchange(
+        purpose="weights",
+        kind="all_gather",
+        payload=_padded(shape) * shape.num_bytes,
+        count=1 if is_kept else 1 + num_trunk_backwards(mode, shape),
+        is_gradient=True,
+        bucket=_WEIGHTS_BUCKET if shape.zero_stage == 3 else math.inf,
+    )
+    if shape.zero_stage < 3:
+        return [weights]
+    # Asked for unit by unit, and before each other exchange whether anyone still does.
+    units = -(-shape.num_parameters * shape.num_bytes // _WEIGHTS_BUCKET)
+    asked = Exchange(
+        purpose="which weights are needed",
+        kind="all_reduce",
+        payload=units + 1,
+        count=weights.count * units + 8,
+    )
+    return [asked, weights]
+
+
+def _sharded_exact(shape: StepShape) -> list[Exchange]:
+    return [exchange for exchange in _by_parts(shape, 1) if exchange.purpose != "update"]
+
+
+def _sharded_sum(shape: StepShape) -> list[Exchange]:
+    (gradient,) = (one for one in _by_parts(shape, 1) if one.purpose == "task gradients")
+    reached = Exchange(purpose="who reaches what", kind="all_reduce", payload=shape.num_tensors)
+    return [reached, replace(gradient, purpose="gradient", count=1)]
+
+
+_SHARDED: dict[Mode, Callable[[StepShape], list[Exchange]]] = {
+    "plain": _sharded_sum,
+    "exact": _sharded_exact,
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -12,19 +13,21 @@ import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import broadcast
 from mmengine.model import revert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perception.engine.collectives import world_size
+from perception.engine.sharded_weights import ShardedWeights
 from perception.engine.strategies import DDPStrategy
+from perception.engine.zero3_optimizer import Zero3Optimizer
 from perception.engine.zero_optimizer import ZeroOptimizer
 from perception.registry import STRATEGIES
 from perception.utils import get_logger
 
 logger = get_logger("engine")
 
-StartEngine = Callable[[nn.Module, Optimizer], Any]
-_STAGES = (0, 1, 2)
+Shard = Callable[..., ZeroOptimizer]
+_STAGES = (0, 1, 2, 3)
 _TOLERANCE = 1e-6
 
 
@@ -37,8 +40,10 @@ class DeepSpeedStrategy(DDPStrategy):
     Clipping is `optim_wrapper.clip_grad` alone; DeepSpeed's own is off. Testing and predicting need no DeepSpeed.
 
     Args:
-        zero_stage: 1 or 2 shard the optimiser's state; 0 shards nothing, which is DDP and needs no DeepSpeed.
+        zero_stage: 1 or 2 shard the optimiser's state, 3 the weights and task gradients too (see `ShardedWeights`); 0
+            shards nothing, which is DDP and needs no DeepSpeed.
         offload_optimizer: the optimiser's state lies in the host's memory and is updated there.
+        max_live_parameters: of stage 3, weights (elements) that are gathered at once at most.
         train_micro_batch_size_per_gpu: MMEngine's runner gives it to a strategy of this name; not used.
         **kwargs: as of `DDPStrategy`.
 
@@ -51,20 +56,19 @@ class DeepSpeedStrategy(DDPStrategy):
         *,
         zero_stage: int = 2,
         offload_optimizer: bool = False,
+        max_live_parameters: int = 10**9,
         train_micro_batch_size_per_gpu: int = 1,
         **kwargs: Any,
     ) -> None:
-        if zero_stage == 3:
-            raise ValueError(
-                "zero_stage is 3, which is not there: it frees weights during a backward, while task gradients are "
-                "held whole for every parameter on every rank, so it would save next to nothing. Use zero_stage=2"
-            )
         if zero_stage not in _STAGES:
             raise ValueError(f"zero_stage is {zero_stage!r}; allowed: {', '.join(map(str, _STAGES))}")
         if offload_optimizer and zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1 or 2; at 0 the optimiser is torch's alone")
+            raise ValueError(
+                "offload_optimizer needs zero_stage 1, 2 or 3; at 0 the optimiser is torch's alone"
+            )
         self.zero_stage = zero_stage
         self.offload_optimizer = offload_optimizer
+        self._weights = ShardedWeights(max_live_parameters=max_live_parameters)
         super().__init__(**kwargs)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
@@ -93,13 +97,29 @@ class DeepSpeedStrategy(DDPStrategy):
             )
         wrapper = super().build_optim_wrapper(optim_wrapper, model)
         if self.zero_stage > 0:
-            start = partial(start_engine, zero_stage=self.zero_stage, offload=self.offload_optimizer)
-            check_deepspeed(start)
-            wrapper.optimizer = ZeroOptimizer(wrapper.optimizer, model, start_engine=start)
-            logger.info(
-                "the optimiser's state is sharded over %d ranks (ZeRO-%d)", world_size(), self.zero_stage
+            shard = partial(shard_optimizer, zero_stage=self.zero_stage, offload=self.offload_optimizer)
+            check_deepspeed(shard)
+            wrapper.shard(shard(wrapper.optimizer, model, weights=self._weights))
+            what = (
+                "weights and the optimiser's state are"
+                if self.zero_stage == 3
+                else "the optimiser's state is"
             )
+            logger.info("%s sharded over %d ranks (ZeRO-%d)", what, world_size(), self.zero_stage)
         return wrapper
+
+    def training(self) -> AbstractContextManager[Any]:
+        """A run's context, in which weights may be sharded."""
+        return self._weights if self.zero_stage == 3 else nullcontext()
+
+    def model_state_dict(self) -> dict[str, Tensor]:
+        """As the base class's; every rank must call this, and only the first one gets sharded weights."""
+        state = super().model_state_dict()
+        if not self._weights.is_open:
+            return state
+        whole = self.optim_wrapper.optimizer.whole_weights()
+        named = self.bare_model.named_parameters(remove_duplicate=False)
+        return {**state, **{name: whole[id(p)] for name, p in named if id(p) in whole}}
 
 
 def start_deepspeed() -> ModuleType:
@@ -134,6 +154,11 @@ def start_engine(
     """
     deepspeed = start_deepspeed()
     zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": False, "round_robin_gradients": False}
+    if zero_stage == 3:
+        # One part per parameter group, small parameters sharded too, no buffers for hooks that never run, and
+        # torch's `linear` left as it is.
+        zero |= {"sub_group_size": 10**15, "stage3_param_persistence_threshold": 0}
+        zero |= {"contiguous_gradients": False, "memory_efficient_linear": False}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
@@ -148,11 +173,38 @@ def start_engine(
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
-def check_deepspeed(start: StartEngine) -> None:
+def shard_optimizer(
+    optimizer: Optimizer,
+    model: nn.Module,
+    *,
+    zero_stage: int = 2,
+    offload: bool = False,
+    weights: ShardedWeights | None = None,
+) -> ZeroOptimizer:
+    """A freshly built optimiser, sharded.
+
+    Args:
+        optimizer: as of `ZeroOptimizer`.
+        model: as there.
+        zero_stage: 1, 2 or 3.
+        offload: see `DeepSpeedStrategy`.
+        weights: of stage 3, the context in which the model will be used.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: see `ZeroOptimizer` and `Zero3Optimizer`.
+    """
+    start = partial(start_engine, zero_stage=zero_stage, offload=offload)
+    if zero_stage < 3:
+        return ZeroOptimizer(optimizer, model, start_engine=start)
+    weights = ShardedWeights() if weights is None else weights
+    return Zero3Optimizer(optimizer, model, start_engine=start, weights=weights)
+
+
+def check_deepspeed(shard: Shard) -> None:
     """Compare three sharded updates of a small model with torch's own.
 
     Args:
-        start: as `start_engine`, which the run is to use.
+        shard: as `shard_optimizer`, which the run is to use.
 
     Raises:
         RuntimeError: they differ, so DeepSpeed no longer does what is relied on here.
@@ -163,16 +215,18 @@ def check_deepspeed(start: StartEngine) -> None:
     sharded.load_state_dict(plain.state_dict())
     options: dict[str, Any] = dict(lr=0.1, weight_decay=0.1)
     reference = torch.optim.AdamW(_groups(plain), **options)
-    optimizer = ZeroOptimizer(torch.optim.AdamW(_groups(sharded), **options), sharded, start_engine=start)
-    for step in range(3):
-        for model, stepper in ((plain, reference), (sharded, optimizer)):
-            stepper.param_groups[0]["lr"] = 0.1 / (step + 1)
-            # In two backwards, as accumulation does, and with a layer that has no gradient.
-            for part in (1.0, 2.0):
-                x = torch.linspace(-1.0, part + step, 15, device=get_device()).view(5, 3)
-                model[1](torch.tanh(model[0](x))).square().sum().backward()
-            stepper.step()
-            stepper.zero_grad()
+    weights = ShardedWeights(max_live_parameters=30)  # not all of them at once
+    optimizer = shard(torch.optim.AdamW(_groups(sharded), **options), sharded, weights=weights)
+    with weights:
+        for step in range(3):
+            for model, stepper in ((plain, reference), (sharded, optimizer)):
+                stepper.param_groups[0]["lr"] = 0.1 / (step + 1)
+                # In two backwards, as accumulation does, and with a layer that has no gradient.
+                for part in (1.0, 2.0):
+                    x = torch.linspace(-1.0, part + step, 15, device=get_device()).view(5, 3)
+                    model[1](torch.tanh(model[0](x))).square().sum().backward()
+                stepper.step()
+                stepper.zero_grad()
     pairs = zip(plain.parameters(), sharded.parameters(), strict=True)
     worst = max(float((one - other).detach().abs().max()) for one, other in pairs)
     optimizer.close()

@@ -92,10 +92,12 @@ class SummedSource:
         """Backward."""
         weights = self.balancer.weigh(step.global_losses, step.present)
         coefficients = self.balancer.combine(weights * step.global_losses, step.present, None)
-        scalar = step.weighted_sum(weights * coefficients)
+        self._backward(step.weighted_sum(weights * coefficients))
+        return None
+
+    def _backward(self, scalar: Tensor | None) -> None:
         if scalar is not None:
             scalar.backward()
-        return None
 
     def finish(self, loss_scale: float) -> NonFinite | None:
         """Sum the gradients over ranks, unscaled."""
@@ -126,6 +128,7 @@ class ParameterSource:
 
     Attributes:
         coefficients: (T,) of the last window, NaN for a task that was absent; None before the first.
+        holders: n tensors in whose `grad` the update is left.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class ParameterSource:
         sketch: GradientSketch | None = None,
     ) -> None:
         self.balancer = balancer
-        self.parameters = list(parameters)
+        self.parameters = self.holders = list(parameters)
         self.num_tasks = num_tasks
         self.bucket_mb = bucket_mb
         self.sketch = sketch
@@ -163,9 +166,7 @@ class ParameterSource:
             self._gradients = TaskGradients(self.parameters, self.num_tasks)
             keeps_parts = world_size() > 1 and self._compares and self.sketch is None
             self._exchange = row_exchange(self._gradients, bucket_mb=self.bucket_mb) if keeps_parts else None
-        self._has_steps = True
-        self._losses += step.global_losses * step.factor
-        self._present |= step.present
+        self._count(step)
         tasks = [task for task in step.losses.task_names if task in step.losses]
         for task_idx, task in enumerate(step.losses.task_names):
             if task in tasks:
@@ -173,6 +174,11 @@ class ParameterSource:
             if step.ends_window and self._present[task_idx]:
                 self._send(task_idx)
         return None
+
+    def _count(self, step: MicroStep) -> None:
+        self._has_steps = True
+        self._losses += step.global_losses * step.factor
+        self._present |= step.present
 
     @property
     def _compares(self) -> bool:
@@ -189,10 +195,7 @@ class ParameterSource:
         if gradients is None or not self._has_steps:
             return None
         gradients.reached = any_over_ranks(gradients.reached)
-        if self._exchange is not None:
-            for task_idx in present.nonzero().flatten().tolist():
-                self._send(task_idx)
-            keep_parts(gradients, self._exchange, self._pending)
+        self._join(gradients)
         bad = bad_tasks(gradients)
         if bad:
             result = bad, bad_parameters(gradients)
@@ -215,13 +218,24 @@ class ParameterSource:
             update = gradients.combine_blocks(self.balancer.combine_block, present, **options)
         else:
             update = gradients.combine(coefficients, present, **options)
-        for parameter, value in zip(self.parameters, update, strict=True):
-            parameter.grad = value
-        if self._exchange is None:
-            sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
+        for holder, value in zip(self.holders, update, strict=True):
+            holder.grad = value
+        self._join_updates()
         self.coefficients = torch.where(present, coefficients.double(), torch.nan)
         self._clear()
         return None
+
+    def _join(self, gradients: TaskGradients) -> None:
+        """Make parts of global gradients of the local ones, where gradients are compared."""
+        if self._exchange is not None:
+            for task_idx in self._present.nonzero().flatten().tolist():
+                self._send(task_idx)
+            keep_parts(gradients, self._exchange, self._pending)
+
+    def _join_updates(self) -> None:
+        """Make the global update of the local ones, where it is not yet."""
+        if self._exchange is None:
+            sum_gradients_over_ranks(self.parameters, bucket_mb=self.bucket_mb)
 
     def _gram(self, gradients: TaskGradients) -> Tensor:
         if self.sketch is not None:
@@ -416,13 +430,23 @@ def add_gradient(gradients: TaskGradients, step: MicroStep, task: str, *, retain
     Raises:
         ValueError: the loss has no graph.
     """
+    share = connected_share(step, task)
+    gradients.add(step.losses.task_names.index(task), share, retain_graph=retain_graph)
+
+
+def connected_share(step: MicroStep, task: str) -> Tensor:
+    """A local task's `local_share`.
+
+    Raises:
+        ValueError: the loss has no graph.
+    """
     share = step.local_share(task)
     if share.grad_fn is None:
         raise ValueError(
             f"the loss of task {task!r} is not connected to any parameter, so it has no gradient. Compute it from the "
             "model's outputs without detach(), or leave the task out of the loss dict"
         )
-    gradients.add(step.losses.task_names.index(task), share, retain_graph=retain_graph)
+    return share
 
 
 def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:

@@ -30,11 +30,12 @@ from torch.optim import Optimizer
 from perception.balancing import Balancer, TaskLosses, build_balancer
 from perception.balancing.build import Spec
 from perception.engine.balanced_backward import BalancedBackward, GradientSource
-from perception.engine.collectives import gather_json, sum_over_ranks
+from perception.engine.collectives import any_over_ranks, gather_json, join_norms, sum_over_ranks
 from perception.engine.gradient_sources import MicroStep
 from perception.engine.loss_scaler import LossScaler
 from perception.engine.precision import Precision, autocast, resolve_precision
 from perception.engine.step_context import StepContext
+from perception.engine.zero_optimizer import ZeroOptimizer
 from perception.registry import OPTIM_WRAPPERS
 from perception.utils import get_logger
 
@@ -123,6 +124,11 @@ class BalancedOptimWrapper(OptimWrapper):
     def balancer(self) -> Balancer:
         """The balancing method."""
         return self.balanced.balancer
+
+    def shard(self, optimizer: ZeroOptimizer) -> None:
+        """From now on update by a sharded optimiser, made of the one before."""
+        self.optimizer = optimizer
+        self.balanced.weights = optimizer.weights
 
     @property
     def num_updates(self) -> int:
@@ -270,18 +276,22 @@ class BalancedOptimWrapper(OptimWrapper):
         if non_finite is not None:
             self._drop_update(partial(self._name_bad, *non_finite))
             return False
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        holders = self.balanced.holders(parameters)
+        gradients = [holder.grad for holder in holders if holder.grad is not None]
         if not gradients:
             self.last_step |= {"grad_norm": 0.0, "balance": self.balanced.report()}
             return False
         clip = self.clip_grad_kwargs or {}
-        norm = get_total_norm(gradients, norm_type=clip.get("norm_type", 2.0))
+        norm_type = float(clip.get("norm_type", 2.0))
+        norm = get_total_norm(gradients, norm_type=norm_type)
+        if holders is not parameters:  # parts of the whole
+            norm = join_norms(norm, norm_type)
         if not bool(torch.isfinite(norm)):
             self._drop_update(partial(self._blame, parameters))
             return False
         self.last_step |= {"grad_norm": float(norm), "balance": self.balanced.report()}
         if clip:
-            clip_grads_with_norm_(parameters, clip["max_norm"], norm)
+            clip_grads_with_norm_(holders, clip["max_norm"], norm)
         self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update(has_overflowed=False)
@@ -292,10 +302,11 @@ class BalancedOptimWrapper(OptimWrapper):
         return [self.balanced.task_names[index] for index in tasks], [names[number] for number in parameters]
 
     def _blame(self, parameters: list[Tensor]) -> tuple[list[str], list[str]]:
+        grads = [holder.grad for holder in self.balanced.holders(parameters)]
+        is_bad = [grad is not None and not bool(torch.isfinite(grad).all()) for grad in grads]
+        is_bad = any_over_ranks(torch.tensor(is_bad)).tolist()
         bad = {
-            self._parameter_names.get(id(p), f"parameter {number}"): p
-            for number, p in enumerate(parameters)
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            name: p for (name, p), flag in zip(self._named(parameters).items(), is_bad, strict=True) if flag
         }
         tasks: set[str] = set()
         if self._context is not None:

@@ -3,7 +3,7 @@
 The training thread only writes here, which takes a few microseconds; the watch's thread reads and sends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -43,6 +43,7 @@ class RankNote:
 
 _note = RankNote()
 _depth = 0
+_prepare: Callable[[], None] | None = None
 
 
 def read_note() -> RankNote:
@@ -78,6 +79,18 @@ def slow_part(place: str) -> Iterator[None]:
         at(before[0], is_slow=before[1])
 
 
+def before_exchanges(prepare: Callable[[], None]) -> Callable[[], None]:
+    """Have something done before each exchange, as on all ranks, until the function returned is called."""
+    global _prepare
+    outer, _prepare = _prepare, prepare
+
+    def stop() -> None:
+        global _prepare
+        _prepare = outer
+
+    return stop
+
+
 @contextmanager
 def exchange(what: str) -> Iterator[None]:
     """What runs inside waits for the other ranks. Every rank must enter the same exchanges in the same order.
@@ -94,6 +107,8 @@ def exchange(what: str) -> Iterator[None]:
         "in start, in exchange 1 ('sum of gradients')"
     """
     global _depth
+    if _prepare is not None:
+        _prepare()
     outer = _note.exchange
     _depth += 1
     _note.exchange, _note.is_inside = what, True

@@ -5,6 +5,7 @@ Legend: N ranks, P columns, S columns of this rank's part.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,12 +78,12 @@ class RowExchange:
         if world_size() == 1:
             return lambda: row
         with exchange("start of a task gradient's sum"):
-            pending = [_start_bucket(self._padded(row, bucket)) for bucket in self._buckets]
+            pending = [start_bucket(self._padded(row, bucket)) for bucket in self._buckets]
 
         def finish() -> Tensor:
             with exchange("end of a task gradient's sum"):
                 pieces = [
-                    wait()[: end - first] for wait, (first, end) in zip(pending, self.owned, strict=True)
+                    one.wait()[: end - first] for one, (first, end) in zip(pending, self.owned, strict=True)
                 ]
             return torch.cat(pieces).to(row.device)
 
@@ -119,17 +120,36 @@ class RowExchange:
         return F.pad(block, (0, missing)) if missing else block  # padding by nothing would copy the row
 
 
-def _start_bucket(block: Tensor) -> Callable[[], Tensor]:
-    """Begin to add (N * piece,) blocks over ranks; the function returned waits for this rank's (piece,)."""
+@dataclass(frozen=True)
+class BucketSum:
+    """A sum of (N * piece,) blocks over ranks that is under way.
+
+    Attributes:
+        work: the collective.
+        received: what comes.
+        block: what is sent, held until it is.
+        piece: elements of each rank.
+    """
+
+    work: Any
+    received: Tensor
+    block: Tensor
+    piece: int
+
+    def is_there(self) -> bool:
+        """Whether `wait` would not wait."""
+        return bool(self.work.is_completed())
+
+    def wait(self) -> Tensor:
+        """This rank's (piece,)."""
+        self.work.wait()
+        return self.received.view(-1, self.piece).sum(dim=0)
+
+
+def start_bucket(block: Tensor) -> BucketSum:
+    """Begin to add (N * piece,) blocks over ranks, on the backend's device; every rank must call this."""
     piece = len(block) // world_size()
     swaps = dist.get_backend() == "gloo"
     received = block.new_empty(len(block) if swaps else piece)
     add = dist.all_to_all_single if swaps else getattr(dist, REDUCE_SCATTER)
-    work = add(received, block, async_op=True)
-
-    def wait() -> Tensor:
-        work.wait()
-        assert len(block)  # held until here, as it had to be sent
-        return received.view(-1, piece).sum(dim=0)
-
-    return wait
+    return BucketSum(add(received, block, async_op=True), received, block, piece)

@@ -251,7 +251,8 @@ class PerceptionRunner(FlexibleRunner):
                 write_json_atomic(os.path.join(self.work_dir, CONFIG_FILE), to_plain(self.cfg.to_dict()))
                 write_json_atomic(os.path.join(self.work_dir, ENV_FILE), describe_environment())
             try:
-                model = super().train()
+                with self.strategy.training():
+                    model = super().train()
                 self._write_train_summary()
             finally:
                 self._close_hooks()
@@ -321,13 +322,14 @@ class PerceptionRunner(FlexibleRunner):
         rank_states = gather_rank_states(self.bare_model, self.train_loop.dataloader.sampler)
         folder = Path(self.work_dir) / CHECKPOINTS_DIR
         path, error = None, None
-        optimizer_state = self.strategy.optim_state_dict()  # gathered from all ranks where it is sharded
+        # Gathered from all ranks where they are sharded.
+        model_state, optimizer_state = self.strategy.model_state_dict(), self.strategy.optim_state_dict()
         if self.rank == 0:
             try:
                 path = save_checkpoint(
                     folder,
                     step=self.iter,
-                    model_state=self.strategy.model_state_dict(),
+                    model_state=model_state,
                     optimizer_state=optimizer_state,
                     state=self._describe_state(),
                     max_keep=max_keep,

@@ -9,7 +9,7 @@ import datetime
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -77,8 +77,12 @@ class _RunFolderMixin:
         """The model without its distributed wrapper."""
         return self.model.module if is_model_wrapper(self.model) else self.model
 
+    def training(self) -> AbstractContextManager[Any]:
+        """The context of a whole run."""
+        return nullcontext()
+
     def model_state_dict(self) -> dict[str, Tensor]:
-        """State dict of the bare model."""
+        """State dict of the bare model; every rank must call this."""
         return self.bare_model.state_dict()
 
     def load_model_state_dict(self, state_dict: dict[str, Tensor], *, path: str = "", **_: Any) -> None:

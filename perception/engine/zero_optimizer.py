@@ -9,7 +9,7 @@ Legend: N ranks, P elements of a shard's parameters, S = P / N (padded) elements
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from perception.engine.collectives import comm_device, rank, world_size
 from perception.engine.rank_notes import exchange
+from perception.engine.sharded_weights import ShardedWeights
 from perception.utils import get_logger
 
 logger = get_logger("engine")
@@ -32,7 +33,7 @@ _MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Elements [start, end) of a parameter, at `offset` in what this rank owns."""
 
     parameter: Tensor
@@ -41,9 +42,11 @@ class _Piece:
     offset: int
 
     def of(self, values: Tensor) -> Tensor:
+        """These elements of what has the parameter's shape."""
         return values.reshape(-1)[self.start : self.end]
 
     def within(self, flat: Tensor) -> Tensor:
+        """Their place in what this rank owns."""
         return flat[self.offset : self.offset + self.end - self.start]
 
 
@@ -59,11 +62,16 @@ class ZeroOptimizer(Optimizer):
         model: holds its parameters, all of them float32, on its device.
         start_engine: (model, optimizer) → DeepSpeed's engine with ZeRO-1 or 2, which are the same here.
 
+    Attributes:
+        weights: the sharded weights, None where they lie whole on each rank.
+
     Raises:
         TypeError: the optimiser is none of `ELEMENTWISE`.
         ValueError: a parameter is not float32, or none is trained.
         RuntimeError: this DeepSpeed lacks what is used.
     """
+
+    weights: ShardedWeights | None = None
 
     def __init__(
         self,
@@ -95,15 +103,20 @@ class ZeroOptimizer(Optimizer):
         ]
         for p in model.parameters():
             p.data = p.data.contiguous()  # DeepSpeed takes no other, and its flat tensors are no other
-        self._engine = start_engine(model, optimizer)
+        self._engine = self._start(start_engine, model)
         self._zero = self._engine.optimizer
         _take_off_hooks(self._engine)
-        self._flats = [group["params"][0] for group in optimizer.param_groups]
-        self._pieces = [
-            _owned(shard, len(flat)) for shard, flat in zip(self._shards, self._flats, strict=True)
-        ]
+        self._flats, self._pieces = self._deal_out()
         self._missed: set[int] = set()
         self._has_told = False
+
+    def _start(self, start_engine: Callable[[nn.Module, Optimizer], Any], model: nn.Module) -> Any:
+        return start_engine(model, self._inner)
+
+    def _deal_out(self) -> tuple[list[Tensor], list[list[Piece]]]:
+        """This rank's weights of each shard, flat, and which elements of which parameters they are."""
+        flats = [group["params"][0] for group in self._inner.param_groups]
+        return flats, [_owned(shard, len(flat)) for shard, flat in zip(self._shards, flats, strict=True)]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -123,8 +136,8 @@ class ZeroOptimizer(Optimizer):
                 torch.zeros_like(flat) if flat.grad is None else flat.grad.zero_()
             )  # the latter if offloaded
             for piece in self._pieces[number]:
-                if piece.parameter.grad is not None:
-                    piece.within(own).copy_(piece.of(piece.parameter.grad))
+                if (gradient := self._gradient_of(piece)) is not None:
+                    piece.within(own).copy_(gradient)
             self._zero.averaged_gradients[number] = [own]
         with warnings.catch_warnings(), exchange("sharded update"):
             warnings.simplefilter("ignore", FutureWarning)  # it calls what torch 2.13 has new names for
@@ -139,16 +152,12 @@ class ZeroOptimizer(Optimizer):
         """As torch's, gathered from all ranks; every rank must call this, only the first one gets the state."""
         index = {id(p): n for n, p in enumerate(p for group in self.param_groups for p in group["params"])}
         state: dict[int, dict[str, Tensor]] = {}
-        for shard, flat in zip(self._shards, self._flats, strict=True):
+        for number, (shard, flat) in enumerate(zip(self._shards, self._flats, strict=True)):
             for key, value in self._inner.state.get(flat, {}).items():
                 if not isinstance(value, Tensor):
                     continue
-                if key != _STEP and (value := _gather_on_first(value)) is None:
-                    continue
-                offset = 0
-                for p in shard:
-                    part = value if key == _STEP else value[offset : offset + p.numel()].view(p.shape)
-                    offset += p.numel()
+                parts = (value for _ in shard) if key == _STEP else self._whole(number, value)
+                for p, part in zip(shard, parts, strict=True):
                     if rank() == 0:
                         state.setdefault(index[id(p)], {})[key] = part.detach().cpu().clone()
         groups = [
@@ -191,6 +200,27 @@ class ZeroOptimizer(Optimizer):
         """Free DeepSpeed's engine."""
         self._engine.destroy()
 
+    def _weights_of(self, p: Tensor) -> Tensor:
+        """What of a parameter's weights lies here."""
+        return p.data
+
+    def _is_reached(self, p: Tensor) -> bool:
+        """Whether the update changes a parameter, the same on all ranks."""
+        return p.grad is not None
+
+    def _gradient_of(self, piece: Piece) -> Tensor | None:
+        return None if piece.parameter.grad is None else piece.of(piece.parameter.grad)
+
+    def _whole(self, number: int, flat: Tensor) -> Iterator[Tensor]:
+        """Of a shard's state, each parameter's on the first rank, anything elsewhere; every rank must use it up."""
+        value = gather_on_first(flat)
+        for p in self._shards[number]:
+            if value is None:
+                yield flat
+            else:
+                yield value[: p.numel()].view(p.shape)
+                value = value[p.numel() :]
+
     def _copy_options(self) -> None:
         for members, inner in zip(self._members, self._inner.param_groups, strict=True):
             first, *others = (_options(self.param_groups[number]) for number in members)
@@ -204,14 +234,14 @@ class ZeroOptimizer(Optimizer):
     def _check_gradients(self) -> None:
         sharded = {id(p) for shard in self._shards for p in shard}
         parameters = [p for group in self.param_groups for p in group["params"]]
-        loose = [p for p in parameters if p.grad is not None and id(p) not in sharded]
+        loose = [p for p in parameters if self._is_reached(p) and id(p) not in sharded]
         if loose:
             raise ValueError(
                 f"{len(loose)} parameters have a gradient but were frozen when ZeRO was set up, as "
                 f"{self._names.get(id(loose[0]), 'one of no model')}. "
                 "Unfreeze them before the run, or use strategy.zero_stage=0"
             )
-        reached = {id(p) for p in parameters if p.grad is not None}
+        reached = {id(p) for p in parameters if self._is_reached(p)}
         late = [self._names[number] for number in reached & self._missed]
         if late and not self._has_told and not isinstance(self._inner, torch.optim.SGD):
             self._has_told = True
@@ -226,8 +256,9 @@ class ZeroOptimizer(Optimizer):
     def _keep_idle(self, number: int) -> Callable[[], None]:
         """Remember a shard's parameters without a gradient; what is returned puts them and their state back."""
         flat = self._flats[number]
-        weights = [(p, p.detach().clone()) for p in self._shards[number] if p.grad is None]
-        pieces = [piece for piece in self._pieces[number] if piece.parameter.grad is None]
+        idle = [p for p in self._shards[number] if not self._is_reached(p)]
+        weights = [(p, self._weights_of(p).clone()) for p in idle]
+        pieces = [piece for piece in self._pieces[number] if not self._is_reached(piece.parameter)]
         before = self._inner.state.get(flat, {})
         kept = [
             {
@@ -240,7 +271,7 @@ class ZeroOptimizer(Optimizer):
 
         def put_back() -> None:
             for p, value in weights:
-                p.data.copy_(value)
+                self._weights_of(p).copy_(value)
             for piece, values in zip(pieces, kept, strict=True):
                 for key, value in self._inner.state[flat].items():
                     if value is not None and key != _STEP:
@@ -271,7 +302,7 @@ def _join_equal(groups: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], l
     return members, shards
 
 
-def _owned(shard: Sequence[Tensor], size: int) -> list[_Piece]:
+def _owned(shard: Sequence[Tensor], size: int) -> list[Piece]:
     """What this rank owns of a shard's parameters, laid end to end and dealt out in parts of `size`."""
     first = rank() * size
     pieces = []
@@ -279,7 +310,7 @@ def _owned(shard: Sequence[Tensor], size: int) -> list[_Piece]:
     for p in shard:
         start, end = max(first - position, 0), min(first + size - position, p.numel())
         if start < end:
-            pieces.append(_Piece(p, start, end, position + start - first))
+            pieces.append(Piece(p, start, end, position + start - first))
         position += p.numel()
     return pieces
 
@@ -299,7 +330,7 @@ def _take_off_hooks(engine: Any) -> None:
     zero._grad_acc_hooks = []
 
 
-def _gather_on_first(part: Tensor) -> Tensor | None:
+def gather_on_first(part: Tensor) -> Tensor | None:
     """(N * S,) of the ranks' (S,) parts, on the first rank; every rank must call this."""
     part = part.detach().to(comm_device())
     parts = [torch.empty_like(part) for _ in range(world_size())] if rank() == 0 else None

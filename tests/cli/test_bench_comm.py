@@ -23,6 +23,18 @@ def test_the_page_shows_the_table(capsys):
     assert not missing
 
 
+def test_the_page_shows_zero(capsys):
+    words = ["bench", "comm", "--method", "pcgrad", "--ranks", "8", "--parameters", "43.9M"]
+    shown = PAGE.read_text(encoding="utf-8")
+    for stage, live in ((2, "1B"), (3, "1B"), (3, "10M")):
+        assert main([*words, "--zero-stage", str(stage), "--max-live-parameters", live, "--json"]) == 0
+        rows = {row["mode"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+        name = f"{stage}, `max_live_parameters` below" if live == "10M" else str(stage)
+        cells = [f"{rows[mode]['times_plain']:.3f}" for mode in ("plain", "exact", "sketched", "features")]
+        memory = f"{rows['exact']['memory_bytes'] / 1e6:,.0f}"
+        assert f"| {name} | {' | '.join(cells)} | {memory} |" in shown
+
+
 def test_json(tmp_path, capsys):
     out = tmp_path / "results" / "comm.json"
     words = [

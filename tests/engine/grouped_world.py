@@ -20,12 +20,12 @@ WIDTH = 8
 
 
 class GroupedToyModel(BaseModel):
-    """Two linear layers with norms as a trunk, a linear head per task; in float64."""
+    """Two linear layers with norms as a trunk, a linear head per task; in float64, as far as it is not said."""
 
     task_names = ("cls", "box", "seg")
     kpi_metrics = {"cls": ("mIoU",), "box": ("mIoU",), "seg": ("mIoU",)}
 
-    def __init__(self, *, dropout: float = 0.0, batch_norm: bool = True) -> None:
+    def __init__(self, *, dropout: float = 0.0, batch_norm: bool = True, is_double: bool = True) -> None:
         super().__init__()
         norm = nn.BatchNorm1d if batch_norm else nn.LayerNorm
         layers: list[nn.Module] = []
@@ -33,7 +33,8 @@ class GroupedToyModel(BaseModel):
             layers += [nn.Linear(size, WIDTH), norm(WIDTH), nn.ReLU(), nn.Dropout(dropout)]
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, 1) for task in self.task_names})
-        self.double()
+        if is_double:
+            self.double()
         self.task_streams = TaskStreams()
         self.shared_features, self.shared_width = SharedFeatures(), WIDTH
         self.rotations: RotoGrad | None = None

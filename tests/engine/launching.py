@@ -34,7 +34,7 @@ def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150
 
 
 def needs_deepspeed(test: Any) -> Any:
-    """A slow test that is skipped where DeepSpeed is missing."""
+    """A test that is skipped where DeepSpeed is missing."""
     is_missing = importlib.util.find_spec("deepspeed") is None
-    skip = pytest.mark.skipif(is_missing, reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
-    return pytest.mark.slow(skip(test))
+    reason = "DeepSpeed is not installed: pip install -e '.[deepspeed]'"
+    return pytest.mark.skipif(is_missing, reason=reason)(test)

@@ -1,5 +1,6 @@
 """The same ten updates by every method on any number of ranks: a small network, tasks without labels on some ranks."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 from perception.balancing import TaskLosses, balancer_names, build_balancer
 from perception.engine import gradient_sources
 from perception.engine.collectives import rank, world_size
-from perception.engine.deepspeed_strategy import start_engine
-from perception.engine.zero_optimizer import ZeroOptimizer
+from perception.engine.deepspeed_strategy import shard_optimizer
+from perception.engine.sharded_weights import ShardedWeights
 from tests.engine.test_gradient_sources import TASKS, Net, batch, make, spec_of
 
 GLOBAL_BATCH, STEPS = 4, 10
@@ -21,6 +22,8 @@ TELLING = ("pcgrad", "mgda", "wpcgrad-seg-vel")
 """With which the conflicts of each rank's own gradients are tried."""
 LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
+FEW_LIVE = 40
+"""Less than a quarter of the network's weights: under ZeRO-3 each backward gathers them again."""
 
 
 def local_losses(net: Net, step: int) -> TaskLosses:
@@ -42,35 +45,38 @@ def local_losses(net: Net, step: int) -> TaskLosses:
     return TaskLosses(losses, counts, TASKS)
 
 
-def weights_after(method: str, precision: str, *, is_sharded: bool = False, **options: Any) -> Tensor:
-    """(3, P) float64: all weights at the start, after one step and after all of them; by ZeRO-2 if sharded."""
+def weights_after(method: str, precision: str, *, zero_stage: int = 0, **options: Any) -> Tensor:
+    """(3, P) float64: all weights at the start, after one step and after all of them."""
     net = Net().to(torch.float64 if precision == "float64" else torch.float32)
     if precision == "bf16":
         options["precision"] = "bf16"
     wrapper = make(net, spec_of(method), **options)
-    if is_sharded:
-        wrapper.optimizer = ZeroOptimizer(wrapper.optimizer, net, start_engine=start_engine)
+    weights = ShardedWeights(max_live_parameters=FEW_LIVE)
     found = []
-    for step in range(STEPS):
-        if step < 2:
-            found.append(_flat(net))
-        with wrapper.optim_context(net):
-            losses = local_losses(net, step)
-        wrapper.update_params(losses)
-    return torch.stack([*found, _flat(net)])
+    with weights if zero_stage == 3 else nullcontext():
+        if zero_stage:
+            wrapper.shard(shard_optimizer(wrapper.optimizer, net, zero_stage=zero_stage, weights=weights))
+        for step in range(STEPS):
+            if step < 2:
+                found.append(_flat(net))
+            with wrapper.optim_context(net):
+                losses = local_losses(net, step)
+            wrapper.update_params(losses)
+        return torch.stack([*found, _flat(net)])
 
 
 def all_weights(methods: list[str], precision: str, way: str) -> dict[str, Tensor]:
-    """`weights_after` of some methods, in one of three ways.
+    """`weights_after` of some methods, in one of several ways.
 
     Args:
         methods: their names.
         precision: "float64", "float32" or "bf16".
-        way: "exact"; "zero", exact with a sharded optimiser; "sketch", with sketches that are exact; "local":
+        way: "exact"; "zero1", "zero2", "zero3", exact and sharded; "sketch", with sketches that are exact; "local":
             conflicts of each rank's own gradients.
     """
-    if way in ("exact", "zero"):
-        return {method: weights_after(method, precision, is_sharded=way == "zero") for method in methods}
+    if way == "exact" or way.startswith("zero"):
+        stage = int(way.removeprefix("zero")) if way != "exact" else 0
+        return {method: weights_after(method, precision, zero_stage=stage) for method in methods}
     real = gradient_sources.sum_over_ranks, gradient_sources.from_first_rank
     if way == "local":
         gradient_sources.sum_over_ranks = gradient_sources.from_first_rank = lambda values: values

@@ -57,6 +57,26 @@ def test_one_mode_by_hand():
     assert sum(row["sent_bytes"] for row in cost["exchanges"]) == pytest.approx(cost["sent_bytes"])
 
 
+@pytest.mark.parametrize("num_tasks", [2, 3, 4])
+def test_the_bounds_under_zero(num_tasks):
+    sizes = dict(num_ranks=8, num_parameters=SMALL, num_tasks=num_tasks)
+    plain = sent("plain", StepShape(**sizes))
+    times = {
+        (mode, stage, live): sent(mode, StepShape(**sizes, zero_stage=stage, max_live_parameters=live))
+        / plain
+        for mode in ("plain", "exact")
+        for stage in (0, 1, 2, 3)
+        for live in (10**9, 10**6)
+    }
+    for stage, live, extra in ((1, 10**9, 1), (2, 10**9, 1), (3, 10**9, 0), (3, 10**6, num_tasks)):
+        exact = (num_tasks + 1 + extra) / 2
+        assert times["exact", stage, live] == pytest.approx(exact, rel=2e-4)
+    assert [round(times["plain", stage, 10**9], 3) for stage in range(4)] == [1.0, 1.5, 1.5, 1.0]
+    assert round(times["plain", 3, 10**6], 3) == 1.5
+    parts = [step_memory("exact", StepShape(**sizes, zero_stage=stage)) for stage in (2, 3)]
+    assert parts[1] < 0.5 * parts[0]
+
+
 def test_buckets_cost_hops_and_no_bytes():
     coarse, fine = (
         step_cost("exact", StepShape(num_ranks=64, num_parameters=10**8, bucket_mb=size))
@@ -119,6 +139,8 @@ def test_what_is_refused():
         StepShape(num_ranks=1, num_parameters=10)
     with pytest.raises(ValueError, match="num_tasks is 0"):
         StepShape(num_ranks=2, num_parameters=10, num_tasks=0)
+    with pytest.raises(ValueError, match="zero_stage is 4; allowed: 0, 1, 2, 3"):
+        StepShape(num_ranks=2, num_parameters=10, zero_stage=4)
     with pytest.raises(ValueError, match="mode is 'exakt'; allowed: plain, exact"):
         step_exchanges("exakt", StepShape(num_ranks=2, num_parameters=10))
     with pytest.raises(ValueError, match="unknown balancer 'pcgrat'"):

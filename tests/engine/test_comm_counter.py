@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from perception.engine.collectives import sum_over_ranks
 from perception.engine.comm_cost import step_memory
 from perception.engine.comm_counter import COUNTED, count_collectives, socket_bytes_sent
 from perception.engine.comm_model import Mode, StepShape, sent_bytes, step_exchanges
-from tests.engine.launching import launch
+from tests.engine.launching import launch, needs_deepspeed
 
 SKETCH_SIZE = 64
 SOURCES = Path(__file__).resolve().parents[2] / "perception"
@@ -162,6 +163,40 @@ def test_groups_exchange_parts_or_one_update(counted: tuple[Path, int]) -> None:
         else:
             assert large == {("all_to_all", 8 * padded): 2, ("all_gather", 8 * padded): 1}
             assert calls.count(["all_reduce", 8 * 2 * 2**2]) == 1  # products of two layers
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_zero_sends_what_the_model_says(tmp_path: Path) -> None:
+    """What carries gradients or weights; a parameter of one number takes two under stage 3, so 114 and not 112."""
+    row, small = 4 * 112, 300
+    for stage, live in ((1, 10**9), (2, 10**9), (3, 10**9), (3, 40)):
+        folder = tmp_path / f"{stage}-{live}"
+        folder.mkdir()
+        zero = {"type": "DeepSpeedStrategy", "zero_stage": stage, "max_live_parameters": live}
+        jobs: list[tuple[str, int, Mode]] = [("CutToyModel", 10, mode) for mode in ("plain", "exact")]
+        run(folder, 2, jobs, strategy=zero)
+        for name, width, mode in jobs:
+            shape = replace(shape_of(name, width, 2), zero_stage=stage, max_live_parameters=live)
+            wanted: Counter[str] = Counter()
+            for exchange in step_exchanges(mode, shape):
+                if exchange.is_gradient and exchange.payload > small:
+                    kind = "all_to_all" if exchange.kind == "reduce_scatter" else exchange.kind
+                    wanted[kind] += exchange.payload * exchange.count
+            calls = found(folder, name, width, mode, 0)["calls"]
+            sums: Counter[str] = Counter()
+            for kind, payload in calls:
+                if kind in ("all_to_all", "all_gather") or payload == row:
+                    sums[kind] += payload
+            assert sums.keys() == wanted.keys()
+            for kind, total in sums.items():
+                # With little room a backward still finds the last layers of the forward.
+                least = 0.8 if (live, kind) == (40, "all_gather") else 1.0
+                assert least * wanted[kind] <= total <= 114 / 112 * wanted[kind], (stage, live, mode, kind)
+            if mode == "exact" and live > 40:
+                all_reduce = sent_bytes("all_reduce", row, 2)
+                sent = sum(sent_bytes(kind, total, 2) for kind, total in sums.items())
+                assert sent <= 114 / 112 * (2 + (2 if stage < 3 else 1)) / 2 * all_reduce
 
 
 @pytest.mark.slow

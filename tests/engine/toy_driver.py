@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from perception.engine import PerceptionRunner, TrainLoop, collectives
 from perception.engine.balance_benchmark import peak_mib
 from perception.engine.comm_counter import count_collectives, socket_bytes_sent
 from perception.engine.row_exchange import RowExchange
+from perception.engine.sharded_weights import ShardedWeights
 
 WORLDS = {"toy": toy_world.config, "bev": bev_world.config, "grouped": grouped_world.config}
 WORLDS |= {"streams": stream_world.config, "images": image_world.config}
@@ -177,12 +180,11 @@ def count(
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps(found))
 
 
-def shard(kind: str, *, options: dict[str, Any], out: str) -> None:
+def shard(kind: str, *, options: dict[str, Any], stage: int, out: str) -> None:
     """Six updates by torch's optimiser, and by a sharded one that is saved and built anew after three."""
     from torch import nn
 
-    from perception.engine.deepspeed_strategy import start_engine
-    from perception.engine.zero_optimizer import ZeroOptimizer
+    from perception.engine.deepspeed_strategy import shard_optimizer
 
     def build() -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
@@ -195,7 +197,7 @@ def shard(kind: str, *, options: dict[str, Any], out: str) -> None:
 
     def build_sharded() -> tuple[nn.Module, Any]:
         model, optimizer = build()
-        return model, ZeroOptimizer(optimizer, model, start_engine=start_engine)
+        return model, shard_optimizer(optimizer, model, zero_stage=stage, weights=weights.pop())
 
     def advance(model: nn.Module, optimizer: Any, steps: range) -> None:
         for step in steps:
@@ -211,41 +213,47 @@ def shard(kind: str, *, options: dict[str, Any], out: str) -> None:
 
     plain, reference = build()
     advance(plain, reference, range(6))
-    first, optimizer = build_sharded()
-    advance(first, optimizer, range(3))
-    state = optimizer.state_dict()
+    weights = [ShardedWeights(max_live_parameters=20) for _ in range(2)]
+    with weights[1] if stage == 3 else nullcontext():
+        first, optimizer = build_sharded()
+        advance(first, optimizer, range(3))
+        state = optimizer.state_dict()
     if collectives.rank() == 0:
         torch.save(state, f"{out}.middle")
     dist.barrier()
-    model, optimizer = build_sharded()
-    model.load_state_dict(first.state_dict())
-    optimizer.load_state_dict(torch.load(f"{out}.middle", weights_only=True))
-    advance(model, optimizer, range(3, 6))
+    with weights[0] if stage == 3 else nullcontext():
+        model, optimizer = build_sharded()
+        model.load_state_dict(first.state_dict())
+        optimizer.load_state_dict(torch.load(f"{out}.middle", weights_only=True))
+        advance(model, optimizer, range(3, 6))
     found = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
     wanted = {"weights": plain.state_dict(), "optimizer": reference.state_dict()}
     torch.save({"found": found, "wanted": wanted}, f"{out}.{collectives.rank()}")
 
 
-def check_changed_deepspeed(*, out: str) -> None:
+def check_changed_deepspeed(*, stage: int, out: str) -> None:
     """What the check at the start says of a DeepSpeed that does something else with gradients."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    from perception.engine.deepspeed_strategy import check_deepspeed, start_engine
+    from perception.engine.deepspeed_strategy import check_deepspeed, shard_optimizer
 
-    real = DeepSpeedZeroOptimizer._optimizer_step
+    kind = DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer
+    parts = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
+    real = kind._optimizer_step
 
     def shifted(self: Any, number: int) -> None:
-        self.single_partition_of_fp32_groups[number].grad += 1e-3
+        getattr(self, parts)[number].grad += 1e-3
         real(self, number)
 
-    DeepSpeedZeroOptimizer._optimizer_step = shifted
+    kind._optimizer_step = shifted
     message = ""
     try:
-        check_deepspeed(start_engine)
+        check_deepspeed(partial(shard_optimizer, zero_stage=stage))
     except RuntimeError as error:
         message = str(error)
     finally:
-        DeepSpeedZeroOptimizer._optimizer_step = real
+        kind._optimizer_step = real
     Path(f"{out}.{collectives.rank()}").write_text(message)
 
 

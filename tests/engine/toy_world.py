@@ -223,6 +223,15 @@ def fingerprint(run_folder: Path) -> dict[str, Any]:
     }
 
 
+def as_tensors(found: Any) -> Any:
+    """Nested dicts, lists and numbers as nested dicts of float64 tensors, None left out."""
+    if isinstance(found, dict):
+        return {str(key): as_tensors(value) for key, value in found.items() if value is not None}
+    if isinstance(found, list | tuple):
+        return {str(index): as_tensors(value) for index, value in enumerate(found) if value is not None}
+    return torch.as_tensor(found).double()
+
+
 def assert_same(left: Any, right: Any, name: str = "") -> None:
     """Bit-equality of nested dicts, lists, tensors and numbers."""
     assert type(left) is type(right), (name, type(left), type(right))
