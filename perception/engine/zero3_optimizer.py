@@ -57,14 +57,14 @@ class Zero3Optimizer(ZeroOptimizer):
             group["params"] = list(shard)
         engine = start_engine(nn.ParameterList([twin for shard in twins for twin in shard]), self._inner)
         self._part_of = {
-            id(p): twin.ds_tensor  # type: ignore[attr-defined]
+            id(p): twin.ds_tensor
             for shard, others in zip(self._shards, twins, strict=True)
             for p, twin in zip(shard, others, strict=True)
         }
         return engine
 
     def _deal_out(self) -> tuple[list[Tensor], list[list[Piece]]]:
-        pieces = []
+        pieces: list[list[Piece]] = []
         for shard in self._shards:
             offset = 0
             pieces.append([])
