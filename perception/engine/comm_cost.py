@@ -75,8 +75,8 @@ def step_memory(mode: Mode, shape: StepShape) -> float:
     tasks, row = shape.num_tasks, shape.num_parameters * shape.row_bytes
     plain = 2 * shape.num_parameters * shape.num_bytes
     if shape.zero_stage == 3 and mode in ("plain", "exact"):
-        parts = tasks + 2 if mode == "exact" else 1
-        return parts * row / shape.num_ranks + 3 * min(row, shape.bucket_mb * 2**20)
+        num_parts = tasks + 2 if mode == "exact" else 1
+        return num_parts * row / shape.num_ranks + 3 * min(row, shape.bucket_mb * 2**20)
     chunk = min(shape.num_parameters, _SKETCH_CHUNK) * (12 + 20 * tasks)
     parts = (tasks + 2) * row + (tasks + 1) * row / shape.num_ranks
     return {

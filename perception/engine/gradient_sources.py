@@ -163,7 +163,9 @@ class ParameterSource:
     def micro_step(self, step: MicroStep) -> NonFinite | None:
         """One backward per local task."""
         if self._gradients is None:
-            self._gradients = TaskGradients(self.parameters, self.num_tasks)
+            # What is drawn for an element must not depend on how memory is laid out: ZeRO's is not the model's.
+            is_row_major = self.balancer.needs_gradients
+            self._gradients = TaskGradients(self.parameters, self.num_tasks, is_row_major=is_row_major)
             keeps_parts = world_size() > 1 and self._compares and self.sketch is None
             self._exchange = row_exchange(self._gradients, bucket_mb=self.bucket_mb) if keeps_parts else None
         self._count(step)
@@ -219,7 +221,7 @@ class ParameterSource:
         else:
             update = gradients.combine(coefficients, present, **options)
         for holder, value in zip(self.holders, update, strict=True):
-            holder.grad = value
+            holder.grad = None if value is None else laid_out_like(holder, value)
         self._join_updates()
         self.coefficients = torch.where(present, coefficients.double(), torch.nan)
         self._clear()
@@ -447,6 +449,13 @@ def connected_share(step: MicroStep, task: str) -> Tensor:
             "model's outputs without detach(), or leave the task out of the loss dict"
         )
     return share
+
+
+def laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Values of a parameter's shape with its strides too: fused optimisers walk through memory."""
+    if values.stride() == parameter.stride():
+        return values
+    return torch.empty_like(parameter, requires_grad=False).copy_(values)
 
 
 def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:

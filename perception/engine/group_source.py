@@ -14,6 +14,7 @@ from perception.engine.gradient_sources import (
     bad_parameters,
     bad_tasks,
     keep_parts,
+    laid_out_like,
     row_exchange,
 )
 
@@ -95,7 +96,7 @@ class GroupSource:
         if loss_scale != 1.0:
             held *= 1.0 / loss_scale
         for parameter, value in zip(self.parameters, self._project(gradients), strict=True):
-            parameter.grad = None if value is None else _laid_out_like(parameter, value)
+            parameter.grad = None if value is None else laid_out_like(parameter, value)
         gradients.restart()
         self._has_steps = False
         return None
@@ -124,11 +125,6 @@ class GroupSource:
         mean = sum_over_ranks(torch.cat([strength.flatten() for strength in local])) / world_size()
         parts = mean.split([strength.numel() for strength in local])
         return [part.view_as(strength) for part, strength in zip(parts, local, strict=True)]
-
-
-def _laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
-    # Fused optimisers walk through memory: a gradient must have its parameter's strides (channels last, say).
-    return torch.empty_like(parameter, requires_grad=False).copy_(values)
 
 
 def _names_of(model: nn.Module, parameters: Sequence[Tensor]) -> list[str]:

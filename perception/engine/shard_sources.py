@@ -195,8 +195,9 @@ class SummedShardSource(SummedSource):
         """Leave the update, unscaled."""
         gradients = self._gradients
         gradients.reached = any_over_ranks(gradients.reached)
-        for number, shard in enumerate(self.stream.shards):
-            shard.grad = gradients.of(number)[0]
+        update = gradients.assemble(gradients.held[0], torch.ones(1, dtype=torch.bool))
+        for shard, value in zip(self.stream.shards, update, strict=True):
+            shard.grad = value
         unscale_gradients(self.stream.shards, loss_scale)
         gradients.restart()
         return None

@@ -37,7 +37,7 @@ CHANGING: dict[str, dict[str, Any]] = {
     "rotograd": {"name": "rotograd", "lr": 0.05, "burn_in": 2},
 }
 """The methods that change the model or need the runner; connection strength in both of its phases."""
-QUICK = ("sum", "uncertainty", "pcgrad", "graddrop")
+QUICK = ("uncertainty", "pcgrad", "graddrop")
 QUICK_CHANGING = ("grouped", "rotograd")
 slow = pytest.mark.slow
 WAYS = [
