@@ -21,22 +21,26 @@ from perception.synthetic.traffic import TrafficBuilder
 from perception.synthetic.vehicles import tram
 from perception.utils import stable_seed
 
-IMAGES_PER_CLIP = 4
-IMAGE_PERIOD = 2.5  # seconds from one picture to the next
+IMAGES_PER_CLIP = 2
+IMAGE_PERIOD = 4.0  # seconds from one picture to the next
 TRAM_SIZE = (2.4, 22.0, 3.5)  # width, length, height, metres
-TRAM_SHARE = 0.15  # of the clips on nearly straight roads, in which a rigid tram fits into its lane
-MAX_TRAM_BEND = 0.45
+TRAM_INTERVAL = 8  # one clip in so many has a tram
+MAX_TRAM_BEND = 0.4  # and lies on a road on which a rigid tram fits into its lane
 RAIL_GAUGE = 1.435
 
 _LANES: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 2), (2, 1), (1, 2))
-# Kind of light, share of the clips, and what BDD100K calls it.
-_LIGHTS: tuple[tuple[str, float, str, str], ...] = (
-    ("noon", 0.38, "clear", "daytime"),
-    ("overcast", 0.2, "overcast", "daytime"),
-    ("fog", 0.08, "foggy", "daytime"),
-    ("dusk", 0.16, "clear", "dawn/dusk"),
-    ("night", 0.18, "clear", "night"),
+# Each dozen of clips has these kinds of light, in an order of its own, so that small worlds have them all too.
+_LIGHT_DECK: tuple[str, ...] = tuple(
+    "noon noon noon noon overcast overcast overcast fog dusk dusk night night".split()
 )
+# What BDD100K calls their weather and time of day.
+_LIGHT_WORDS: dict[str, tuple[str, str]] = {
+    "noon": ("clear", "daytime"),
+    "overcast": ("overcast", "daytime"),
+    "fog": ("foggy", "daytime"),
+    "dusk": ("clear", "dawn/dusk"),
+    "night": ("clear", "night"),
+}
 # The share that is kept of each kind of actor, times the clip's own: works would otherwise crowd every street.
 _KEPT: dict[str, float] = {
     "barrier": 0.3,
@@ -65,6 +69,18 @@ class ClipSpec:
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """Return a generator for one purpose, independent of all others."""
         return np.random.default_rng(self._number(*purpose))
+
+    @property
+    def light(self) -> str:
+        """Kind of light."""
+        dozen, place = divmod(self.index, len(_LIGHT_DECK))
+        order = replace(self, index=dozen).rng("light deck").permutation(len(_LIGHT_DECK))
+        return _LIGHT_DECK[int(order[place])]
+
+    @property
+    def has_tram(self) -> bool:
+        """Whether a tram runs here."""
+        return (self.index - replace(self, index=0)._number("trams")) % TRAM_INTERVAL == 0
 
     def image_name(self, number: int) -> str:
         """Stem of the clip's picture `number`, in the form of the real names."""
@@ -166,13 +182,15 @@ def build_clip(spec: ClipSpec) -> Clip:
     plan = spec.rng("plan")
     times = time_grid((IMAGES_PER_CLIP - 1) * IMAGE_PERIOD)
     speed = draw_ego_speed(spec.rng("speed"), times, stops=bool(plan.random() < 0.3))
-    lanes, bend = _LANES[int(plan.integers(len(_LANES)))], float(plan.uniform(0.0, 1.0))
+    lanes = _LANES[int(plan.integers(len(_LANES)))]
+    bend = float(plan.uniform(0.0, MAX_TRAM_BEND if spec.has_tram else 1.0))
     road = build_road(spec.rng("road"), travel=float(travelled(times, speed)[-1]), lanes=lanes, bend=bend)
     ego = drive_ego(spec.rng("ego"), road, times, speed)
-    has_tram = bool(plan.random() < TRAM_SHARE / MAX_TRAM_BEND) and bend < MAX_TRAM_BEND
     builder = TrafficBuilder(rng=spec.rng("traffic"), road=road, times=times, ego=ego, ego_speed=speed)
-    if has_tram:
-        builder.add(_tram(spec.rng("tram"), road, times, speed), gap=1.0)
+    if spec.has_tram:
+        trams = spec.rng("tram")
+        # Another lane, way or distance, should the car be in its way.
+        any(builder.add(_tram(trams, road, times, speed), gap=0.3) for _ in range(8))
     share = float(plan.uniform(0.45, 1.0))
     actors = [
         a for a in builder.build() if a.name == "train" or plan.random() < share * _KEPT.get(a.name, 1.0)
@@ -182,13 +200,14 @@ def build_clip(spec: ClipSpec) -> Clip:
     fixtures, edges = furnisher.fixtures(), furnisher.edges()
     props = [*build_background(spec.rng("background"), road, standing), *edges]
     objects, shadows = _objects(actors, fixtures, props)
-    lighting, weather, time_of_day = _light(spec.rng("light"))
+    lighting = _lighting(spec.rng("light"), spec.light)
+    weather, time_of_day = _LIGHT_WORDS[spec.light]
     attributes = {
         "weather": weather,
         "timeofday": time_of_day,
         "scene": "residential" if lanes == (1, 1) else "city street",
     }
-    ground = paint_ground(spec.rng("ground"), road, rails=_rails(road) if has_tram else ())
+    ground = paint_ground(spec.rng("ground"), road, rails=_rails(road) if spec.has_tram else ())
     classes = label_ground(road, surface=SEG_ID["road"], walkway=SEG_ID["sidewalk"], other=SEG_ID["terrain"])
     draw_list = DrawList.of([o.mesh for o in objects], shadows, range(1, len(objects) + 1))
     camera = _camera(spec.rng("camera"))
@@ -227,16 +246,10 @@ def _objects(
     return objects, shadows
 
 
-def _light(rng: np.random.Generator) -> tuple[Lighting, str, str]:
-    shares = [share for _, share, _, _ in _LIGHTS]
-    name, _, weather, time_of_day = _LIGHTS[int(rng.choice(len(_LIGHTS), p=shares))]
-    if name == "fog":
-        lighting = replace(
-            make_lighting(rng, "overcast"), name=name, haze_distance=float(rng.uniform(45.0, 80.0))
-        )
-    else:
-        lighting = make_lighting(rng, name)
-    return lighting, weather, time_of_day
+def _lighting(rng: np.random.Generator, kind: str) -> Lighting:
+    if kind != "fog":
+        return make_lighting(rng, kind)
+    return replace(make_lighting(rng, "overcast"), name=kind, haze_distance=float(rng.uniform(45.0, 80.0)))
 
 
 def _camera(rng: np.random.Generator) -> DashCamera:

@@ -29,7 +29,7 @@ def clips() -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def pictures(clips: list[Clip]) -> list[tuple[Clip, int, LabelledPicture]]:
-    return [(clip, number, take_picture(clip, number, SIZE)) for clip in clips for number in (0, 2)]
+    return [(clip, number, take_picture(clip, number, SIZE)) for clip in clips for number in (0, 1)]
 
 
 def _id_of(label: dict) -> int:
@@ -173,13 +173,22 @@ def test_backs_of_signs_are_no_signs(clips: list[Clip]) -> None:
             assert is_front or number not in shown
 
 
-def test_a_tram_is_a_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_module, "TRAM_SHARE", 10.0)
-    monkeypatch.setattr(clip_module, "MAX_TRAM_BEND", 2.0)
-    (tram,) = [o for o in build_clip(ClipSpec(0, "10k", "train", 0)).objects if o.category == "train"]
+def test_a_tram_is_a_train() -> None:
+    specs = [ClipSpec(0, "10k", "train", index) for index in range(2 * clip_module.TRAM_INTERVAL)]
+    first, second = (spec for spec in specs if spec.has_tram)
+    assert second.index - first.index == clip_module.TRAM_INTERVAL
+    (tram,) = [o for o in build_clip(first).objects if o.category == "train"]
     low, high = (function(tram.mesh.vertices, axis=0) for function in (np.min, np.max))
     assert ((high - low) / [22.0, 2.4, 3.5] > 0.9).all()
     assert tram.seg_class == SEG_ID["train"]
+
+
+def test_each_dozen_of_clips_has_every_light() -> None:
+    lights = [ClipSpec(0, "10k", "val", index).light for index in range(24)]
+    assert sorted(lights[:12]) == sorted(lights[12:])
+    assert lights[:12] != lights[12:]
+    assert set(lights[:12]) == {"noon", "overcast", "fog", "dusk", "night"}
+    assert lights[:12] != [ClipSpec(1, "10k", "val", index).light for index in range(12)]
 
 
 def test_same_spec_same_picture(clips: list[Clip]) -> None:
