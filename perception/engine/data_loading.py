@@ -52,7 +52,7 @@ def build_dataloader(config: Mapping[str, Any] | DataLoader, *, seed: int, rank:
     dataset = _build_dataset(dataset, seed=seed) if isinstance(dataset, Mapping) else dataset
     if hasattr(dataset, "full_init"):
         dataset.full_init()
-    dataset = EpochDataset(dataset)
+    dataset = EpochDataset(dataset, num_workers=config.get("num_workers", 0))
     sampler = config.get("sampler") or dict(type=EpochSampler)
     batch_size = config.get("batch_size", 1)
     if isinstance(sampler, Mapping):

@@ -4,9 +4,12 @@
 sampler yields `EpochIndex` values, and `EpochDataset`, which runs in the worker, sets the epoch where it differs.
 """
 
+import os
 from typing import Any
 
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 
 class EpochIndex(int):
@@ -94,16 +97,25 @@ class EpochDataset(Dataset):
         dataset: any map-style dataset; `set_epoch(epoch)` is called if it has it. Frames of streams come from its
             `read_streamed(index, previous=, visit=)`, samples that an epoch may hold more than once from its
             `read_visit(index, visit=)` if it has that.
+        num_workers: of the loader.
+
+    Attributes:
+        reading: (num_workers, 2) int64 in shared memory: each worker's process, and the index that it read last.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, *, num_workers: int = 0) -> None:
         self.dataset = dataset
+        self.reading: Tensor = torch.full((num_workers, 2), -1, dtype=torch.int64)
+        if num_workers:
+            self.reading.share_memory_()
         self._epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
+        if (worker := get_worker_info()) is not None and worker.id < len(self.reading):
+            self.reading[worker.id, 0], self.reading[worker.id, 1] = os.getpid(), int(index)
         epoch = getattr(index, "epoch", None)
         if epoch is not None and epoch != self._epoch and hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)

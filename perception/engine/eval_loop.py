@@ -8,6 +8,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
 from perception.engine.collectives import max_over_ranks
+from perception.engine.lost_workers import name_lost_samples
 from perception.engine.precision import Precision, autocast, precision_of, resolve_precision
 from perception.engine.rank_notes import at, exchange
 from perception.engine.task_forwards import predict_by_groups
@@ -57,7 +58,15 @@ class EvalLoop(BaseLoop):
         self.seconds = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Evaluate; returns the metrics, the same on every rank, or nothing if a stop was requested."""
+        """Evaluate; returns the metrics, the same on every rank, or nothing if a stop was requested.
+
+        Raises:
+            DataError: a loader worker died; names the sample that it was reading.
+        """
+        with name_lost_samples(self.dataloader):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         start = time.perf_counter()
         runner = self.runner
         at("the start of an evaluation", is_slow=True)

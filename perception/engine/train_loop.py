@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
+from perception.engine.lost_workers import name_lost_samples
 from perception.engine.norm_statistics import average_norm_statistics
 from perception.engine.rank_notes import at
 from perception.engine.rank_state import check_stream_model
@@ -121,7 +122,15 @@ class TrainLoop(BaseLoop):
         self._iter = self.first_iter = step
 
     def run(self) -> nn.Module:
-        """Train to the end, or until the runner is told to stop."""
+        """Train to the end, or until the runner is told to stop.
+
+        Raises:
+            DataError: a loader worker died; names the sample that it was reading.
+        """
+        with name_lost_samples(self.dataloader):
+            return self._run()
+
+    def _run(self) -> nn.Module:
         runner = self.runner
         check_stream_model(runner.bare_model, self.dataloader.sampler)
         runner.call_hook("before_train")
