@@ -53,6 +53,24 @@ def test_bench_sketch_measures_real_gradients(monkeypatch, nano_options, tmp_pat
     assert "bench_sketch: error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_bench_ranks_starts_ranks_and_writes_a_page(monkeypatch, nano_options, tmp_path, capfd):
+    out = tmp_path / "ranks.json"
+    words = ["--methods", "pcgrad", "--steps", "2", "--batch-size", "1", "--out", out, "--set", *nano_options]
+    assert run(monkeypatch, "bench_ranks.py", *words) == 0
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["ranks"] == 2
+    assert list(result["variants"]) == ["ddp", "pcgrad"]
+    assert out.with_suffix(".md").read_text(encoding="utf-8") == capfd.readouterr().out
+
+
+def test_bench_ranks_refuses_wrong_words(monkeypatch, tmp_path, capfd):
+    assert run(monkeypatch, "bench_ranks.py", "--ranks", "0") == 2
+    assert "--ranks is 0; allowed: 1 or more" in capfd.readouterr().err
+    assert run(monkeypatch, "bench_ranks.py", "--ranks", "1", "--data-root", tmp_path / "missing") == 4
+    assert "bench_ranks: error: " in capfd.readouterr().err
+
+
 def test_page_shows_the_committed_sketches():
     result = json.loads((TOOLS.parent / "docs" / "results" / "sketch.json").read_text(encoding="utf-8"))
     page = (TOOLS.parent / "docs" / "results" / "sketch.md").read_text(encoding="utf-8")

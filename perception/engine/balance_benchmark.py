@@ -92,7 +92,7 @@ def benchmark_balance(
             "summary": variant.summary,
             "update_error": errors.get(variant.name),
             "peak_mib": round(peaks[variant.name], 4),
-            **_describe(times[variant.name], times[PLAIN]),
+            **describe_times(times[variant.name], times[PLAIN]),
         }
         for variant in variants
     }
@@ -212,7 +212,10 @@ def peak_mib(function: Callable[[], Any], device: torch.device) -> float:
     return peak / _MIB
 
 
-def _describe(own: Sequence[tuple[float, float]], plain: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def describe_times(
+    own: Sequence[tuple[float, float]], plain: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Medians of (seconds by the clock, of the CPU), and their ratios to another variant's of the same rounds."""
     ratios = [a[0] / b[0] for a, b in zip(own, plain, strict=True)]
     return {
         "ms": round(1e3 * statistics.median(a[0] for a in own), 3),
@@ -242,7 +245,7 @@ def _aims(
         if kind == "memory":
             value = rows[name]["peak_mib"] / rows[other]["peak_mib"]
         else:
-            described = _describe(times[name], times[other])
+            described = describe_times(times[name], times[other])
             value = described["ratio"]
             entry["cpu_value"] = described["cpu_ratio"]
         aims.append({**entry, "value": round(value, 4), "is_met": value <= limit})

@@ -1,7 +1,7 @@
 """Models with one batch each, on which the cost of balancing methods is measured."""
 
 from collections.abc import Callable, Mapping
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -159,21 +159,23 @@ def config_workload(
     dataset: Mapping[str, Any],
     *,
     batch_size: int = 1,
+    first: int = 0,
     device: str = "cpu",
 ) -> Workload:
-    """A config's model on the first samples of its data set, loaded and preprocessed before.
+    """A config's model on some samples of its data set, loaded and preprocessed before.
 
     Args:
         name: for tables.
         model: model config; its model hands out `TaskLosses`.
         dataset: dataset config.
         batch_size: samples in the batch.
+        first: index of its first sample; behind the last one it goes on with the first.
         device: e.g. "cpu".
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         data = DATASETS.build(dict(dataset))
-        batch = pseudo_collate([data[index] for index in _first_batch(data, batch_size)])
+        batch = pseudo_collate([data[index] for index in _batch_from(data, first, batch_size)])
         network = MODELS.build(dict(model))
         network.init_weights()
     network.to(device).train()
@@ -186,10 +188,10 @@ def config_workload(
     return Workload(name, network, forward)
 
 
-def _first_batch(data: Any, batch_size: int) -> list[int]:
-    """The first items; of a dataset whose frames have different labels, equally many of each kind."""
+def _batch_from(data: Any, first: int, batch_size: int) -> list[int]:
+    """Items from one on; of a dataset whose frames have different labels, equally many of each kind."""
     kinds = {kind for carried in getattr(data, "label_kinds", ()) for kind in carried}
     if len(kinds) > 1:
         sampler = MixedLabelSampler(data, batch_size=batch_size, shuffle=False, rank=0, world_size=1)
-        return [int(index) for index in islice(sampler, batch_size)]
-    return list(range(min(batch_size, len(data))))
+        return [int(index) for index in islice(cycle(sampler), first, first + batch_size)]
+    return [(first + number) % len(data) for number in range(min(batch_size, len(data)))]

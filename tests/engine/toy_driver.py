@@ -180,6 +180,33 @@ def count(
     Path(f"{out}.{collectives.rank()}").write_text(json.dumps(found))
 
 
+def bench_ranks(*, out: str) -> None:
+    """The benchmark of ranks, and one gradient step by DDP and by our sum from the same weights."""
+    from perception.engine.balance_variants import WrapperStep, make_wrapper
+    from perception.engine.balance_workloads import resnet18_workload
+    from perception.engine.rank_benchmark import _DDPStep, benchmark_ranks
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+
+    def make() -> Any:
+        return resnet18_workload(image_size=32)
+
+    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(benchmark_ranks(make, num_steps=2)))
+    updates = {}
+    for name in ("ddp", "sum"):
+        workload = make()
+        before = torch.cat([p.detach().flatten() for p in workload.parameters])
+        optimizer = torch.optim.SGD(workload.parameters, lr=1.0)
+        if name == "ddp":
+            _DDPStep(workload, optimizer, has_unused=False)()
+        else:
+            WrapperStep(workload, make_wrapper(workload, optimizer, "sum"))()
+        updates[name] = torch.cat([p.detach().flatten() for p in workload.parameters]) - before
+    if collectives.rank() == 0:
+        torch.save(updates, f"{out}.updates.pt")
+
+
 def shard(kind: str, *, options: dict[str, Any], stage: int, out: str) -> None:
     """Six updates by torch's optimiser, and by a sharded one that is saved and built anew after three."""
     from torch import nn
@@ -269,6 +296,7 @@ def main() -> None:
         "exchange": exchange,
         "methods": methods,
         "count": count,
+        "bench_ranks": bench_ranks,
         "shard": shard,
         "changed_deepspeed": check_changed_deepspeed,
     }
