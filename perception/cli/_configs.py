@@ -30,10 +30,11 @@ def load_checked(
     if work_dir is not None:
         cfg.work_dir = work_dir
     check_config(cfg)
-    if "balancer" in (cfg.get("optim_wrapper") or {}):
-        from perception.engine import check_balancing
+    if any(cfg.get(key) for key in ("optim_wrapper", "default_hooks", "strategy")):
+        from perception.engine import check_balancing, check_hooks
 
         check_balancing(cfg)
+        check_hooks(cfg)
     missing = missing_data(cfg, loaders=loaders)
     if not missing:
         from perception.datasets import image_cache_problems

@@ -54,6 +54,7 @@ _DEFAULT_HOOKS = {
     "runtime_info": "RuntimeInfoHook",
     "logger": "LogHook",
     "param_scheduler": "ScheduleHook",
+    "balancer": "BalancerHook",
     "tensorboard": "TensorboardHook",
     "signals": "SignalHook",
     "checkpoint": "CheckpointHook",

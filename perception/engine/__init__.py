@@ -16,6 +16,7 @@ from perception.engine.hooks import (
     TensorboardBackend,
     TensorboardHook,
 )
+from perception.engine.hooks_check import check_hooks
 from perception.engine.jsonl_log import read_log
 from perception.engine.mixed_label_sampler import MixedLabelSampler
 from perception.engine.optim_wrapper import BalancedOptimWrapper
@@ -56,6 +57,7 @@ __all__ = [
     "WorkDirError",
     "check_balancing",
     "check_config_classes",
+    "check_hooks",
     "evaluate",
     "hash_config",
     "predict",

@@ -46,16 +46,23 @@ class _OwnClock:
 
 
 class _Lines:
-    """A connection without blocking, line by line."""
+    """A connection without blocking, line by line.
+
+    Attributes:
+        connection: the socket.
+        rank: of the other side; None as long as it is not known.
+        has_ended: whether nothing more will come.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
-        self._rest = b""
+        self.rank: int | None = None
         self.has_ended = False
+        self._rest = b""
 
     def receive(self) -> list[Any]:
-        """What has come; `has_ended` when nothing more will."""
+        """What has come."""
         try:
             data = self.connection.recv(_MAX_LINE)
         except BlockingIOError:
@@ -80,10 +87,8 @@ class _Lines:
     def drain(self, until: float) -> None:
         """Read until the other side closes."""
         while not self.has_ended and (left := until - time.monotonic()) > 0:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self.connection, selectors.EVENT_READ)
-                if selector.select(left):
-                    self.receive()
+            self.connection.settimeout(left)
+            self.receive()
 
 
 class WatchThread(threading.Thread):
@@ -131,9 +136,7 @@ class WatchThread(threading.Thread):
 
     def close_in_child(self) -> None:
         """Close what a forked process inherited, and leave the parent's alone."""
-        for connection in (self._woken, self._waker, *self._connections()):
-            connection.close()
-        self._selector.close()
+        self._close()
 
     def _end_with(self, word: Any, wait_s: float) -> None:
         self._last_word = word
@@ -152,9 +155,7 @@ class WatchThread(threading.Thread):
             logger.warning("the ranks are no longer watched for hangs: %s: %s", type(error).__name__, error)
             self._verdict, self._last_word = None, "bye"
         self._leave()
-        for connection in (self._woken, self._waker, *self._connections()):
-            connection.close()
-        self._selector.close()
+        self._close()
         if self._verdict is not None:
             self._has_decided.set()
             self._conclude(self._verdict, self.rank, self._is_taken_over)
@@ -162,7 +163,7 @@ class WatchThread(threading.Thread):
     def _watch(self) -> None:
         clock = _OwnClock(2 * self.interval)
         due = 0.0
-        while not (self._verdict or self._last_word or self._is_over()):
+        while not (self._verdict or self._last_word):
             for key, _ in self._selector.select(self.interval):
                 if key.data is not None:
                     key.data()
@@ -170,11 +171,13 @@ class WatchThread(threading.Thread):
                 due = now + self.interval
                 self._beat(now)
 
-    @abstractmethod
-    def _connections(self) -> list[socket.socket]: ...
+    def _close(self) -> None:
+        for connection in (self._woken, self._waker, *self._connections()):
+            connection.close()
+        self._selector.close()
 
     @abstractmethod
-    def _is_over(self) -> bool: ...
+    def _connections(self) -> list[socket.socket]: ...
 
     @abstractmethod
     def _beat(self, now: float) -> None: ...
@@ -214,64 +217,60 @@ class Hub(WatchThread):
         self._server = _listen(is_one_host, backlog=num_ranks)
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
-        self._strangers: set[_Lines] = set()
-        self._members: dict[int, _Lines] = {}
+        self._links: list[_Lines] = []
         self._now = 0.0
         self.port: int = self._server.getsockname()[1]
         self.token = secrets.token_hex(16)
 
     def _connections(self) -> list[socket.socket]:
-        return [self._server, *(lines.connection for lines in (*self._members.values(), *self._strangers))]
-
-    def _is_over(self) -> bool:
-        return False
+        return [self._server, *(lines.connection for lines in self._links)]
 
     def _accept(self) -> None:
         with suppress(OSError):
             lines = _Lines(self._server.accept()[0])
-            self._strangers.add(lines)
-            self._selector.register(lines.connection, selectors.EVENT_READ, lambda: self._greet(lines))
+            self._links.append(lines)
+            self._selector.register(lines.connection, selectors.EVENT_READ, lambda: self._hear(lines))
 
-    def _greet(self, lines: _Lines) -> None:
-        words = lines.receive()
-        greeting = words[0] if words and isinstance(words[0], dict) else {}
-        number = greeting.get("rank")
-        is_ours = hmac.compare_digest(str(greeting.get("token")), self.token)
-        if is_ours and isinstance(number, int):
-            self._strangers.discard(lines)
-            self._members[number] = lines
-            self._selector.modify(lines.connection, selectors.EVENT_READ, lambda: self._hear(number))
-            self._take(number, words[1:])
-        elif words or lines.has_ended:
-            self._strangers.discard(lines)
+    def _hear(self, lines: _Lines) -> None:
+        for word in lines.receive():
+            if lines.rank is None:
+                lines.rank = self._rank_of(word)
+                if lines.rank is None:
+                    self._drop(lines)
+                    return
+            elif word == "bye":
+                self._roll.leave(lines.rank)
+                self._drop(lines)
+                return
+            elif "failed" in word:
+                self._verdict = self._verdict or Verdict("failed", (lines.rank,), word["failed"])
+                return
+            else:
+                self._roll.hear(lines.rank, RankNote(**word["note"]), self._now)
+        if lines.has_ended and lines.rank is None:
             self._drop(lines)
+        elif lines.has_ended and lines.rank is not None:
+            seen = self._roll.last_seen(lines.rank)
+            message = f"rank {lines.rank}: its process ended without a word (killed?), last seen {seen}"
+            self._verdict = self._verdict or Verdict("failed", (lines.rank,), message)
 
-    def _hear(self, number: int) -> None:
-        self._take(number, self._members[number].receive())
-
-    def _take(self, number: int, words: list[Any]) -> None:
-        for word in words:
-            if word == "bye":
-                self._roll.leave(number)
-                self._drop(self._members.pop(number))
-                return
-            if "failed" in word:
-                self._verdict = self._verdict or Verdict("failed", (number,), word["failed"])
-                return
-            self._roll.hear(number, RankNote(**word["note"]), self._now)
-        if self._members[number].has_ended:
-            seen = self._roll.last_seen(number)
-            message = f"rank {number}: its process ended without a word (killed?), last seen {seen}"
-            self._verdict = self._verdict or Verdict("failed", (number,), message)
+    def _rank_of(self, greeting: Any) -> int | None:
+        """Whose greeting it is; None of a stranger's."""
+        if not isinstance(greeting, dict) or not isinstance(greeting.get("rank"), int):
+            return None
+        token = str(greeting.get("token")).encode("utf-8", "replace")  # as text it would have to be ASCII
+        is_ours = hmac.compare_digest(token, self.token.encode("utf-8"))
+        return greeting["rank"] if is_ours else None
 
     def _drop(self, lines: _Lines) -> None:
+        self._links.remove(lines)
         self._selector.unregister(lines.connection)
         lines.connection.close()
 
     def _beat(self, now: float) -> None:
         self._now = now
         self._roll.hear(0, read_note(), now)
-        for lines in self._members.values():
+        for lines in self._members():
             lines.send("tick")
         self._verdict = self._roll.judge(now)
 
@@ -281,11 +280,15 @@ class Hub(WatchThread):
             word = {"verdict": [self._verdict.kind, self._verdict.ranks, self._verdict.message]}
         elif word != "bye":
             word = {"verdict": ["failed", [0], word["failed"]]}
-        for lines in self._members.values():
+        members = self._members()
+        for lines in members:
             lines.send(word, is_last=True)
         until = time.monotonic() + _PATIENCE_S
-        for lines in self._members.values():
+        for lines in members:
             lines.drain(until)
+
+    def _members(self) -> list[_Lines]:
+        return [lines for lines in self._links if lines.rank is not None]
 
 
 class Member(WatchThread):
@@ -321,23 +324,19 @@ class Member(WatchThread):
         self._lines.send({"rank": rank, "token": token})
         self._selector.register(connection, selectors.EVENT_READ, self._hear)
         self._heard: float | None = None
-        self._is_hub_gone = False
 
     def _connections(self) -> list[socket.socket]:
         return [self._lines.connection]
-
-    def _is_over(self) -> bool:
-        return self._is_hub_gone
 
     def _hear(self) -> None:
         self._heard = None
         for word in self._lines.receive():
             if word == "bye":
-                self._is_hub_gone = True
+                self._last_word = "bye"
             elif isinstance(word, dict):
                 kind, ranks, message = word["verdict"]
                 self._verdict = Verdict(kind, tuple(ranks), message)
-        if self._lines.has_ended and not self._is_hub_gone and self._verdict is None:
+        if self._lines.has_ended and self._last_word is None and self._verdict is None:
             self._verdict = Verdict("failed", (0,), "rank 0: its process ended without a word (killed?)")
 
     def _beat(self, now: float) -> None:

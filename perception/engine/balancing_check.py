@@ -16,14 +16,14 @@ def check_balancing(cfg: Mapping[str, Any]) -> None:
     A method that changes the model does so once, so that tasks, groups and layers are checked as well.
 
     Args:
-        cfg: the config; without `optim_wrapper.balancer` there is nothing to check.
+        cfg: the config; with an `optim_wrapper.balancer` that is an object there is nothing to check.
 
     Raises:
         ConfigError: an unknown name or argument, options that do not go together, or a model that does not fit.
     """
     wrapper = cfg.get("optim_wrapper") or {}
     spec = wrapper.get("balancer")
-    if not isinstance(spec, str | Mapping):
+    if spec is not None and not isinstance(spec, str | Mapping):
         return
     try:
         balancer = build_balancer(spec)
@@ -34,6 +34,7 @@ def check_balancing(cfg: Mapping[str, Any]) -> None:
             wrapper.get("interval", 1),
             watch.get("gram_interval", 0),
             wrapper.get("accumulative_counts", 1),
+            wrapper.get("sketch_size", 0),
         )
         if balancer.changes_model:
             prepare_model(balancer, MODELS.build(cfg["model"]))

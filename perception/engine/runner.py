@@ -244,6 +244,7 @@ class PerceptionRunner(FlexibleRunner):
         """
         self._stop_after = stop_after
         self.last_log_line = {}
+        self.call_hook("at_start")
         lock: AbstractContextManager = WorkDirLock(self.work_dir) if self.rank == 0 else nullcontext()
         with lock:
             self._check_free()
@@ -267,6 +268,7 @@ class PerceptionRunner(FlexibleRunner):
         Raises:
             RankFailure: another rank failed.
         """
+        self.call_hook("at_start")
         return super().test()
 
     @property

@@ -23,6 +23,9 @@ from torch.nn.modules.batchnorm import SyncBatchNorm
 
 from perception.checkpoint import CheckpointError
 from perception.engine.collectives import leave_process_group, max_over_ranks
+from perception.engine.rank_failure import RankFailure
+from perception.engine.rank_notes import exchange
+from perception.engine.seconds import check_seconds
 from perception.registry import STRATEGIES
 from perception.utils import keep_freed_memory
 
@@ -70,7 +73,8 @@ class _RunFolderMixin:
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         """As MMEngine's, after the conversion of the initialised model where a balancing method wants one."""
         converted = model if self.convert is None else self.convert(model)
-        return super()._wrap_model(converted)  # type: ignore[misc]
+        with exchange("all ranks' models"):
+            return super()._wrap_model(converted)  # type: ignore[misc]
 
     @property
     def bare_model(self) -> nn.Module:
@@ -132,13 +136,17 @@ class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
     `BalancedOptimWrapper`), so buffers are not broadcast at each forward either.
 
     Args:
-        timeout_s: seconds after which a hanging collective ends the job.
+        timeout_s: seconds after which a hanging collective, or the wait for all ranks at the start, ends the job.
+
+    Raises:
+        ValueError: `timeout_s` is no number of seconds.
+        RankFailure: the ranks did not come together at the start.
     """
 
     model_wrapper: dict[str, Any] | None
 
     def __init__(self, *, timeout_s: float = 1800.0, **kwargs: Any) -> None:
-        self._timeout = datetime.timedelta(seconds=timeout_s)
+        self._timeout = datetime.timedelta(seconds=check_seconds(timeout_s, "strategy.timeout_s"))
         super().__init__(**kwargs)
         if self.model_wrapper is None:
             self.model_wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
@@ -154,5 +162,16 @@ class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
         if has_cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = backend or ("nccl" if has_cuda else "gloo")
-        dist.init_process_group(backend="gloo" if not has_cuda else backend, timeout=self._timeout, **kwargs)
+        backend = "gloo" if not has_cuda else backend
+        try:
+            dist.init_process_group(backend=backend, timeout=self._timeout, **kwargs)
+        except dist.DistError as error:
+            found = {key: os.environ.get(key) for key in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+            reason = str(error).splitlines()[0]
+            raise RankFailure(
+                f"the {found['WORLD_SIZE']} ranks did not come together at {found['MASTER_ADDR']}:"
+                f"{found['MASTER_PORT']}: {reason} Start them all, with the same WORLD_SIZE, MASTER_ADDR and "
+                "MASTER_PORT, and look at the output of those that ended; strategy.timeout_s "
+                f"({self._timeout.total_seconds():g}) is how many seconds they wait for each other"
+            ) from error
         atexit.register(leave_process_group)

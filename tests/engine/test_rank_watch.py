@@ -42,7 +42,7 @@ class Job:
         return dict(self.verdicts.get(timeout=20) for _ in range(count))
 
     def wait_until_met(self) -> None:
-        while len(self.hub._members) < 2:
+        while len(self.hub._members()) < 2:
             time.sleep(0.01)
 
 
@@ -88,6 +88,8 @@ def test_a_lost_connection_is_the_end_of_a_process(job: Job) -> None:
 def test_strangers_are_refused(job: Job) -> None:
     for words in (
         b'{"rank": 1, "token": "guess"}\n',
+        b'{"rank": 1, "token": "gu\\u00e9ss\\ud800"}\n',
+        b'{"rank": "1", "token": 7}\n',
         b"GET / HTTP/1.1\r\n\r\n",
         b"[" * 30000 + b"\n",
         b"7\n",

@@ -15,7 +15,7 @@ import pytest
 
 from perception.cli import train
 from perception.cli.main import main
-from perception.engine import PerceptionRunner
+from perception.engine import DDPStrategy, PerceptionRunner
 from tests.engine import toy_world
 
 RUN, PLAN, WATCH = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -44,6 +44,16 @@ class Model(toy_world.ToyModel):
         return super().forward(inputs, data_samples, mode)
 
 
+class Dataset(toy_world.ToyDataset):
+    """Does it when it is built, if the plan says so: `"build": [rank, deed]`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        rank, deed = PLAN.get("build", ["", ""])
+        if os.environ["RANK"] == str(rank):
+            do(deed)
+
+
 class SlowMetric(toy_world.ToyMetric):
     """Keeps the other rank waiting, if the plan says so."""
 
@@ -66,12 +76,13 @@ if __name__ == "__main__":
     cfg = toy_world.config(
         RUN,
         model__type=Model,
-        train_dataloader__dataset={"type": toy_world.ToyDataset, "num_samples": 40},
+        train_dataloader__dataset={"type": Dataset, "num_samples": 40},
         train_dataloader__num_workers=1,
         train_dataloader__persistent_workers=True,
         train_cfg={"by_epoch": False, "max_iters": 10, "val_interval": 8},
         val_evaluator={"type": SlowMetric},
         default_hooks={"rank_watch": WATCH},
+        **({"strategy": {"type": DDPStrategy, "timeout_s": PLAN["together"]}} if "together" in PLAN else {}),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_checked", lambda *args, **kwargs: cfg)

@@ -28,7 +28,13 @@ class Job:
     """Two ranks, each started by itself as a launcher without an agent would, or both by torchrun."""
 
     def __init__(
-        self, folder: Path, plan: str, watch: str = "{}", *, launcher: list[str] | None = None
+        self,
+        folder: Path,
+        plan: str,
+        watch: str = "{}",
+        *,
+        launcher: list[str] | None = None,
+        ranks: tuple[int, ...] = (0, 1),
     ) -> None:
         self.run = folder / "run"
         with socket.socket() as probe:
@@ -37,7 +43,7 @@ class Job:
         words = [sys.executable, *(launcher or []), str(DRIVER), str(self.run), plan, watch]
         if launcher and launcher[0] == "bash":
             words = [*launcher, "--work-dir", str(self.run)]
-        self.processes = [self._start(rank, port, words) for rank in range(1 if launcher else 2)]
+        self.processes = [self._start(rank, port, words) for rank in ((0,) if launcher else ranks)]
 
     def _start(self, rank: int, port: int, words: list[str]) -> subprocess.Popen:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -193,6 +199,36 @@ def test_a_stopped_first_rank_is_named_by_the_other(start: Callable[..., Job]) -
     assert "rank 1: rank 0 hangs: no sign of life for " in job.output(1)
     os.kill(job.processes[0].pid, signal.SIGCONT)
     assert job.wait(0)[0] != 0
+    job.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [("SIGSTOP", "no sign of life"), ("sleep 1000", r"not arrived at exchange \d+ \('all ranks' models'\)")],
+)
+def test_a_rank_that_hangs_while_it_builds_is_named(
+    start: Callable[..., Job], deed: str, reason: str
+) -> None:
+    job = start(f'{{"build": [1, "{deed}"]}}', '{"timeout_s": 6, "slow_timeout_s": 8}')
+    assert job.wait(0)[0] == HUNG, job.output()
+    assert re.search(f"rank 0: rank 1 hangs: {reason} for .*; last seen in start, ", job.output())
+    if deed == "SIGSTOP":
+        os.kill(job.processes[1].pid, signal.SIGCONT)
+    assert job.wait(1)[0] == HUNG, job.output(1)
+    job.assert_nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_rank_that_never_comes_is_missed(start: Callable[..., Job], alone: int) -> None:
+    """Also the first one, where the ranks meet."""
+    job = start('{"together": 4}', ranks=(alone,))
+    assert job.processes[0].wait(timeout=DEADLINE) == 1
+    (message,) = (line for line in job.output(alone).splitlines() if line.startswith("perception: error:"))
+    expected = f"perception: error: rank {alone}: the 2 ranks did not come together at 127.0.0.1:"
+    assert message.startswith(expected)
+    assert "strategy.timeout_s (4) is how many seconds they wait" in message
     job.assert_nothing_is_left()
 
 

@@ -1,11 +1,11 @@
 """Starts the watch over the ranks."""
 
-import math
 from typing import Any
 
 from mmengine.hooks import Hook
 
 from perception.engine.rank_watch import start_watch
+from perception.engine.seconds import check_seconds
 from perception.registry import HOOKS
 
 
@@ -27,21 +27,19 @@ class RankWatchHook(Hook):
     priority = "VERY_HIGH"
 
     def __init__(self, *, timeout_s: float = 120.0, slow_timeout_s: float = 1800.0) -> None:
-        for name, value in (("timeout_s", timeout_s), ("slow_timeout_s", slow_timeout_s)):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or value < 1:
-                raise ValueError(
-                    f"RankWatchHook: {name} is {value!r}; allowed: a number of seconds from 1 on. To watch nothing "
-                    "set default_hooks.rank_watch=null"
-                )
+        try:
+            self.timeout_s = check_seconds(timeout_s, "timeout_s")
+            self.slow_timeout_s = check_seconds(slow_timeout_s, "slow_timeout_s")
+        except ValueError as error:
+            raise ValueError(
+                f"RankWatchHook: {error}. To watch nothing set default_hooks.rank_watch=null"
+            ) from None
         if slow_timeout_s < timeout_s:
             raise ValueError(
                 f"RankWatchHook: slow_timeout_s={slow_timeout_s} is below timeout_s={timeout_s}. Raise it to that at "
                 "least"
             )
-        self.timeout_s = float(timeout_s)
-        self.slow_timeout_s = float(slow_timeout_s)
 
-    def before_run(self, runner: Any) -> None:
-        """Start, once everything has been built and loaded."""
+    def at_start(self, runner: Any) -> None:
+        """Start, before anything is built or loaded."""
         start_watch(timeout_s=self.timeout_s, slow_timeout_s=self.slow_timeout_s)
