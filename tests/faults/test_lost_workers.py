@@ -15,7 +15,6 @@ from perception.engine.data_loading import build_dataloader
 from perception.engine.lost_workers import name_lost_samples
 from perception.utils import DataError
 
-
 # torch raises its error in a signal handler, which may run in a destructor; then the next look at the workers tells.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
