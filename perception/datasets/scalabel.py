@@ -124,7 +124,7 @@ def frame_boxes(
         try:
             row = _parse_label(label, size)
         except _FormError as error:
-            which = label.get("id", number) if isinstance(label, Mapping) else number
+            which = label.get("id", number) if isinstance(label, dict) else number
             problems.append(f"label {which}: {error}")
             continue
         if row is not None:
@@ -161,7 +161,7 @@ def _frames(stream: JsonStream) -> Iterator[Any]:
 
 def _parse_label(label: Any, size: tuple[int, int] | None) -> tuple[list[float], int, bool, float] | None:
     """Inclusive edges, class, whether ignored, score; None where the label is no box."""
-    if not isinstance(label, Mapping):
+    if not isinstance(label, dict):
         raise _FormError(f"it must be an object, found {type(label).__name__}.")
     box = label.get("box2d")
     if box is None:
@@ -178,7 +178,7 @@ def _parse_label(label: Any, size: tuple[int, int] | None) -> tuple[list[float],
             f"{did_you_mean(str(category), known)}"
         )
     attributes = label.get("attributes") or {}
-    if not isinstance(attributes, Mapping):
+    if not isinstance(attributes, dict):
         raise _FormError(f"attributes must be an object, found {type(attributes).__name__}.")
     is_ignored = is_ignored or bool(attributes.get("crowd")) or bool(attributes.get("ignored"))
     score = 1.0 if label.get("score") is None else label["score"]
@@ -188,7 +188,7 @@ def _parse_label(label: Any, size: tuple[int, int] | None) -> tuple[list[float],
 
 
 def _parse_box(box: Any, size: tuple[int, int] | None) -> list[float]:
-    edges: list[Any] = [box.get(key) for key in ("x1", "y1", "x2", "y2")] if isinstance(box, Mapping) else []
+    edges: list[Any] = [box.get(key) for key in ("x1", "y1", "x2", "y2")] if isinstance(box, dict) else []
     if len(edges) != 4 or not all(_is_number(edge) for edge in edges):
         raise _FormError(f"box2d must have four finite numbers x1, y1, x2, y2, found {box!r}.")
     x1, y1, x2, y2 = (float(edge) for edge in edges)
@@ -205,7 +205,5 @@ def _parse_box(box: Any, size: tuple[int, int] | None) -> list[float]:
 
 
 def _is_number(value: Any) -> bool:
-    # Of whole numbers JSON allows any; those that no float holds make `isfinite` raise.
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < 2**53
-    return isinstance(value, float) and math.isfinite(value)
+    # By type, which leaves out booleans. Of whole numbers JSON allows any, also such that no float holds.
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
