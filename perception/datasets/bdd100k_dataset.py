@@ -141,7 +141,7 @@ class BDD100KDataset(IndexedDataset):
 
     def _refusal(self, position: int) -> DataError:
         first = self._defect_at(position)
-        remedy = "" if self.test_mode else ", or train with on_error='skip'"
+        remedy = "" if self.test_mode else ", or train with `--on-bad-sample skip` (on_error='skip')"
         return DataError(
             f"the index has {len(self._defects)} defective frames; repair them and prepare it again{remedy}. The "
             f"first: {first.message}",

@@ -102,7 +102,7 @@ def _index_pieces(split: str, frames: Iterator[SurveyedFrame], on_error: str) ->
         counts.update([_described(entry)])
         yield (",\n" if counts.total() > 1 else "\n").encode() + json.dumps(entry).encode()
     if on_error == "strict":
-        raise_first(problems)
+        raise_first(problems)  # one frame in a thousand may be left out, but only by choice
     allowed = allowed_defects(num_frames)
     if num_defective > allowed:
         raise DataError(

@@ -1,5 +1,6 @@
 """BDD100K from the command line: `data prepare` and `data verify`, whole and damaged."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,37 @@ def test_training_is_told_what_to_do_with_defects(tmp_path, capsys):
     words = ["--on-bad-sample", "strict", "--data-root", tmp_path / "no"]
     message = fail(["train", "bevformer_nano_stream", *words], capsys, 3)
     assert "on_error" not in message
+
+
+def test_bench_data_counts_images_per_core(root, capsys):
+    assert main(["data", "prepare", str(root)]) == 0
+    capsys.readouterr()
+    assert main(["bench", "data", "fcos_nano", "--data-root", str(root), "--items", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_items"] == 3
+    assert result["images_per_cpu_s"] > 0
+    assert {key for key in result if key.startswith("num_items/")} == {
+        "num_items/det",
+        "num_items/seg",
+        "num_items/det+seg",
+    }
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_a_defective_frame(root, tmp_path, capsys):
+    write_mask(root / MASK, (0, 20))
+    words = ["train", "fcos_nano", "--data-root", str(root), "--work-dir", str(tmp_path / "run"), "--dry-run"]
+    changes = [
+        "train_dataloader.num_workers=0",
+        "val_dataloader.num_workers=0",
+        "train_dataloader.batch_size=10",
+    ]
+    assert main(["data", "prepare", str(root), "--on-bad-sample", "skip"]) == 0
+    message = fail([*words, "--set", *changes], capsys, 3)
+    assert str(root / MASK) in message
+    assert "--on-bad-sample skip" in message
+    assert main([*words, "--on-bad-sample", "skip", "--set", *changes]) == 0
+    assert "dry run passed" in capsys.readouterr().out
 
 
 def test_what_a_config_lacks_is_told(root, tmp_path):

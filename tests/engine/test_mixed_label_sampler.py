@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.engine import EpochSampler, MixedLabelSampler
+from perception.engine import EpochSampler, MixedLabelSampler, balance_workloads
 from perception.engine.data_loading import build_dataloader
 from perception.engine.epoch_dataset import VisitIndex
 
@@ -177,3 +177,9 @@ def test_a_dataset_that_does_not_tell_its_kinds() -> None:
     (sampler,) = make(frames(3, 3), batch_size=2)
     with pytest.raises(ValueError, match="lies outside an epoch of 6 samples"):
         sampler.set_position(epoch=0, num_consumed=7)
+
+
+def test_the_first_batch_that_methods_are_measured_on_has_all_labels() -> None:
+    assert balance_workloads._first_batch(frames(6, 3), 4) == [0, 1, 6, 7]
+    assert balance_workloads._first_batch(frames(6, 0), 4) == [0, 1, 2, 3]
+    assert balance_workloads._first_batch([5, 6], 4) == [0, 1]
