@@ -9,7 +9,6 @@ from perception.datasets.image_cache_check import image_cache_problems
 from perception.datasets.image_cache_writer import CacheReport, prepare_image_cache
 from perception.datasets.index_builder import DETECTION_NAMES, prepare
 from perception.datasets.nuscenes_dataset import NuScenesBEVDataset
-from perception.datasets.scalabel import FrameBoxes, read_boxes
 from perception.datasets.seg_masks import read_mask
 from perception.datasets.transforms import (
     BEVRandomFlip,
@@ -29,6 +28,7 @@ from perception.datasets.transforms import (
     ResizeMultiView,
 )
 from perception.datasets.vector_map import NuScenesVectorMap
+from perception.structures.scalabel import FrameBoxes, read_boxes
 
 __all__ = [
     "DETECTION_NAMES",

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets._json_stream import JsonStream
 from perception.utils import DataError
+from perception.utils.json_stream import JsonStream
 
 
 class PackedSamples:

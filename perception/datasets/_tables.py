@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perception.datasets._json_stream import JsonStream
 from perception.utils import DataError
+from perception.utils.json_stream import JsonStream
 
 Record = dict[str, Any]
 

@@ -18,8 +18,8 @@ from perception.datasets.bdd100k_layout import (
     images_folder,
     masks_folder,
 )
-from perception.datasets.scalabel import frame_boxes, read_frames
 from perception.datasets.seg_masks import read_mask
+from perception.structures.scalabel import frame_boxes, read_frames
 from perception.utils import DataError, show_progress
 
 _NUM_THREADS = 4

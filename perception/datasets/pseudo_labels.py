@@ -8,7 +8,7 @@ import numpy as np
 
 from perception.datasets._files import file_names
 from perception.datasets.bdd100k_layout import LabelKind, boxes_file, masks_folder
-from perception.datasets.scalabel import read_boxes
+from perception.structures.scalabel import read_boxes
 from perception.utils import DataError
 
 _MAKE = "make them by `perception pseudo-label`, which goes on where it was stopped"

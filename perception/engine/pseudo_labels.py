@@ -53,7 +53,7 @@ class LabelRules:
     The first is taken for the box's final score, the last for the probability of a pixel's likeliest class.
 
     Attributes:
-        score: boxes with a lower score are left out.
+        score: boxes with a lower score are left out, as are those less than a pixel wide or high.
         nms: boxes of a class that overlap a better one by a larger IoU are left out.
         confidence: pixels whose class is less probable are 255, ignored.
 
@@ -154,7 +154,7 @@ def write_pseudo_labels(
             "num_images": len(names),
             "rules": asdict(rules),
         }
-        writers = [_WRITERS[task](root, split, names, dataset) for task in teacher.tasks]
+        writers = [_WRITERS[task](root, split, names) for task in teacher.tasks]
         _claim(root, teacher.tasks, source)
         left = sorted(set().union(*(writer.left() for writer in writers)))
         logger.info("%s: %d of %d images are to be labelled", "+".join(teacher.tasks), len(left), len(names))
@@ -174,11 +174,10 @@ def write_pseudo_labels(
 class _BoxWriter:
     """Boxes: a line per image until all are there."""
 
-    def __init__(self, root: Path, split: str, names: Sequence[str], dataset: Any) -> None:
+    def __init__(self, root: Path, split: str, names: Sequence[str]) -> None:
         self.path = root / boxes_file(split)
         self.part = self.path.with_name(self.path.name + _PART_SUFFIX)
         self.names = names
-        self.class_names = tuple(dataset.metainfo["classes"])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, ImageBoxes] = {}
         if self.part.is_file():
@@ -199,10 +198,12 @@ class _BoxWriter:
             return
         predicted = result.pred_instances
         scores = predicted.scores.cpu().double().numpy()
-        kept = scores >= rules.score
+        boxes = predicted.bboxes.cpu().double().numpy()
+        # Less than a pixel wide or high would read as a box that ends before it begins: its last pixel is inside.
+        kept = (scores >= rules.score) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
         line = {
             "name": name,
-            "boxes": predicted.bboxes.cpu().double().numpy()[kept].tolist(),
+            "boxes": boxes[kept].tolist(),
             "scores": scores[kept].tolist(),
             "labels": predicted.labels.cpu().numpy()[kept].tolist(),
         }
@@ -213,15 +214,14 @@ class _BoxWriter:
     def finish(self) -> None:
         if not self.path.is_file():
             ordered = {name: self.found[name] for name in self.names}
-            write_bytes_atomic(self.path, box_file(ordered, class_names=self.class_names))
+            write_bytes_atomic(self.path, box_file(ordered))
         self.part.unlink(missing_ok=True)
 
 
 class _MaskWriter:
     """Masks: a file per image."""
 
-    def __init__(self, root: Path, split: str, names: Sequence[str], dataset: Any) -> None:
-        del dataset
+    def __init__(self, root: Path, split: str, names: Sequence[str]) -> None:
         self.folder = root / masks_folder(split)
         self.folder.mkdir(parents=True, exist_ok=True)
         stems: dict[str, str] = {}

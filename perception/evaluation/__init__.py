@@ -19,7 +19,7 @@ from perception.evaluation.scalabel_files import (
     box_file,
     encode_mask,
     list_masks,
-    read_boxes,
+    read_image_boxes,
     read_mask,
     read_rle_masks,
 )
@@ -50,7 +50,7 @@ __all__ = [
     "encode_mask",
     "ground_truth_predictions",
     "list_masks",
-    "read_boxes",
+    "read_image_boxes",
     "read_mask",
     "read_rle_masks",
     "seg_scores",

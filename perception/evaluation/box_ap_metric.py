@@ -13,7 +13,7 @@ from perception.evaluation._bdd100k_toolkit import toolkit_module
 from perception.evaluation._official_bdd100k import official_box_scores
 from perception.evaluation.gathered_metric import GatheredMetric, logger
 from perception.evaluation.image_boxes import ImageBoxes, box_scores
-from perception.evaluation.scalabel_files import box_file, read_boxes
+from perception.evaluation.scalabel_files import box_file, read_image_boxes
 from perception.registry import METRICS
 from perception.structures.driving_2d import BDD_BOX_CLASSES
 from perception.utils import DataError, write_bytes_atomic
@@ -43,7 +43,6 @@ class BoxAPMetric(GatheredMetric):
         subset: only a part of the split is evaluated; the result is marked as not comparable.
         out_dir: where `det.json`, BDD100K's submission file, goes; not kept if None.
         format_only: only write that file, of all samples, for a split without labels; needs `out_dir`.
-        class_names: names of the labels; by default the dataset's `classes`, else BDD100K's.
 
     Raises:
         ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
@@ -54,7 +53,6 @@ class BoxAPMetric(GatheredMetric):
     """
 
     token_key = "frame_name"
-    classes_key = "classes"  # of the dataset's metainfo
 
     def __init__(
         self,
@@ -65,7 +63,6 @@ class BoxAPMetric(GatheredMetric):
         subset: bool = False,
         out_dir: str | None = None,
         format_only: bool = False,
-        class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__(subset=subset)
         check_options(evaluator, out_dir, format_only)
@@ -73,16 +70,8 @@ class BoxAPMetric(GatheredMetric):
         self.evaluator = evaluator
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.format_only = format_only
-        self._class_names = class_names
         self._truth: dict[str, ImageBoxes] | None = None
         self._has_warned = False
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the labels."""
-        if self._class_names is not None:
-            return tuple(self._class_names)
-        return tuple((self.dataset_meta or {}).get(self.classes_key, BDD_BOX_CLASSES))
 
     def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
         """Look for the ground truth before a sample is predicted.
@@ -133,7 +122,7 @@ class BoxAPMetric(GatheredMetric):
             )
         order = kept[np.argsort(-scores[kept], kind="stable")]
         boxes, scores, labels = boxes[order], scores[order], labels[order]
-        _check(name, boxes, labels, len(self.class_names))
+        _check(name, boxes, labels, len(BDD_BOX_CLASSES))
         return boxes, scores, labels.astype(np.uint8), num_dropped
 
     def compute_metrics(
@@ -185,7 +174,7 @@ class BoxAPMetric(GatheredMetric):
 
     def _read_truth(self) -> dict[str, ImageBoxes]:
         if self._truth is None:
-            self._truth = read_boxes(self.ann_file, class_names=self.class_names)
+            self._truth = read_image_boxes(self.ann_file)
         return self._truth
 
     def _score(self, found: Mapping[str, ImageBoxes]) -> dict[str, float]:
@@ -200,14 +189,14 @@ class BoxAPMetric(GatheredMetric):
         if not any(len(boxes) for boxes in found.values()):
             logger.warning("No box was predicted in %d frames: AP is 0.", len(found))
         if self.evaluator == "fast":
-            return box_scores(truth, found, class_names=self.class_names)
+            return box_scores(truth, found, class_names=BDD_BOX_CLASSES)
         with tempfile.TemporaryDirectory() as scratch:
             self._write(Path(scratch), found)
             return official_box_scores(self.ann_file, Path(scratch) / RESULT_FILE, names=found.keys())
 
     def _write(self, folder: Path, found: Mapping[str, ImageBoxes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(folder / RESULT_FILE, box_file(found, class_names=self.class_names))
+        write_bytes_atomic(folder / RESULT_FILE, box_file(found))
 
 
 def check_options(evaluator: str, out_dir: str | None, format_only: bool) -> None:

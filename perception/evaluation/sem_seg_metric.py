@@ -40,7 +40,6 @@ class SemSegMetric(GatheredMetric):
         subset: only a part of the split is evaluated; the result is marked as not comparable.
         out_dir: where the folder `sem_seg` of masks goes, BDD100K's submission format; not kept if None.
         format_only: only write these masks, of all samples, for a split without labels; needs `out_dir`.
-        class_names: names of the values; by default the dataset's `seg_classes`, else BDD100K's.
 
     Raises:
         ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
@@ -51,7 +50,6 @@ class SemSegMetric(GatheredMetric):
     """
 
     token_key = "frame_name"
-    classes_key = "seg_classes"  # of the dataset's metainfo
 
     def __init__(
         self,
@@ -62,7 +60,6 @@ class SemSegMetric(GatheredMetric):
         subset: bool = False,
         out_dir: str | None = None,
         format_only: bool = False,
-        class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__(subset=subset)
         check_options(evaluator, out_dir, format_only)
@@ -70,14 +67,6 @@ class SemSegMetric(GatheredMetric):
         self.evaluator = evaluator
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.format_only = format_only
-        self._class_names = class_names
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the values."""
-        if self._class_names is not None:
-            return tuple(self._class_names)
-        return tuple((self.dataset_meta or {}).get(self.classes_key, BDD_SEG_CLASSES))
 
     def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
         """Look for the ground truth before a sample is predicted.
@@ -126,7 +115,7 @@ class SemSegMetric(GatheredMetric):
         if not self.format_only:
             path = self.mask_dir / f"{stem}.png"
             try:
-                counts = count_pixels(mask, read_mask(path, frame_name=stem), len(self.class_names))
+                counts = count_pixels(mask, read_mask(path, frame_name=stem), len(BDD_SEG_CLASSES))
             except DataError:
                 raise
             except ValueError as error:
@@ -163,11 +152,11 @@ class SemSegMetric(GatheredMetric):
     def _score(self, results: Mapping[str, tuple[np.ndarray | None, bytes | None]]) -> dict[str, float]:
         if self.evaluator == "fast":
             total = np.sum([counts for counts, _ in results.values() if counts is not None], axis=0)
-            return seg_scores(total, class_names=self.class_names)
+            return seg_scores(total, class_names=BDD_SEG_CLASSES)
         with tempfile.TemporaryDirectory() as scratch:
             written = self._write(Path(scratch), results)
             truth = [self.mask_dir / f"{stem}.png" for stem in results]
-            return official_seg_scores(truth, written, class_names=self.class_names)
+            return official_seg_scores(truth, written, class_names=BDD_SEG_CLASSES)
 
     def _write(
         self, folder: Path, results: Mapping[str, tuple[np.ndarray | None, bytes | None]]

@@ -14,7 +14,7 @@ from perception.evaluation import (
     count_pixels,
     encode_mask,
     list_masks,
-    read_boxes,
+    read_image_boxes,
     read_mask,
     read_rle_masks,
     seg_scores,
@@ -69,8 +69,8 @@ def same(found, official):
 
 def test_boxes(cases):
     truth_path, result_path = cases / "det" / "gt.json", cases / "det" / "bbox_predictions.json"
-    truth = read_boxes(truth_path, class_names=BDD_BOX_CLASSES)
-    found = read_boxes(result_path, class_names=BDD_BOX_CLASSES)
+    truth = read_image_boxes(truth_path)
+    found = read_image_boxes(result_path)
     assert (len(truth), sum(map(len, truth.values())), sum(map(len, found.values()))) == (202, 3241, 5372)
     ours = box_scores(truth, found, class_names=BDD_BOX_CLASSES)
     official = official_box_scores(truth_path, result_path)
@@ -81,10 +81,8 @@ def test_boxes(cases):
 
 def test_no_box_is_predicted(cases):
     truth_path, result_path = cases / "det" / "gt.json", cases / "det" / "bbox_predictions_empty.json"
-    truth = read_boxes(truth_path, class_names=BDD_BOX_CLASSES)
-    ours = box_scores(
-        truth, read_boxes(result_path, class_names=BDD_BOX_CLASSES), class_names=BDD_BOX_CLASSES
-    )
+    truth = read_image_boxes(truth_path)
+    ours = box_scores(truth, read_image_boxes(result_path), class_names=BDD_BOX_CLASSES)
     assert set(ours.values()) == {0.0}
     same(ours, official_box_scores(truth_path, result_path))
 
@@ -108,8 +106,8 @@ def test_masks(cases, folder):
 
 def test_run_lengths(cases):
     folder = cases / "sem_seg_rle"
-    truth = read_rle_masks(folder / "sem_seg_sample.json", class_names=BDD_SEG_CLASSES)
-    found = read_rle_masks(folder / "sem_seg_preds.json", class_names=BDD_SEG_CLASSES)
+    truth = read_rle_masks(folder / "sem_seg_sample.json")
+    found = read_rle_masks(folder / "sem_seg_preds.json")
     (name,) = truth
     ours = seg_scores(count_pixels(found[name], truth[name], 19), class_names=BDD_SEG_CLASSES)
     check(ours, RLE)
@@ -120,7 +118,7 @@ def test_run_lengths(cases):
         official = toolkit_module("scalabel.eval.sem_seg").evaluate_sem_seg(*frames, config.scalabel, nproc=1)
     for metric, value in official.summary().items():
         assert abs(ours[metric] - value) < EXACT, metric
-    nothing = read_rle_masks(folder / "sem_seg_preds_empty.json", class_names=BDD_SEG_CLASSES)
+    nothing = read_rle_masks(folder / "sem_seg_preds_empty.json")
     assert seg_scores(count_pixels(nothing[name], truth[name], 19), class_names=BDD_SEG_CLASSES)["mIoU"] == 0
 
 
@@ -150,6 +148,7 @@ def random_frames(rng, num_frames):
         frame = {"name": f"{index:03d}.jpg", "labels": labels}
         truth.append(frame if rng.random() < 0.8 else {"name": frame["name"]})
         corners = np.sort(np.array(boxes).reshape(-1, 2, 2), axis=1).reshape(-1, 4).astype(np.float32)
+        corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 1)  # a file's box has a pixel at least
         if rng.random() < 0.9:
             found[frame["name"]] = ImageBoxes(
                 boxes=corners.astype(np.float64),
@@ -163,15 +162,13 @@ def random_frames(rng, num_frames):
 def test_random_boxes(tmp_path, seed):
     truth, found = random_frames(np.random.default_rng(seed), 40)
     (tmp_path / "truth.json").write_text(json.dumps({"frames": truth}))
-    (tmp_path / "det.json").write_bytes(b"".join(box_file(found, class_names=BDD_BOX_CLASSES)))
-    read = read_boxes(tmp_path / "det.json", class_names=BDD_BOX_CLASSES)
+    (tmp_path / "det.json").write_bytes(b"".join(box_file(found)))
+    read = read_image_boxes(tmp_path / "det.json")
     for name, boxes in found.items():
         assert np.array_equal(read[name].boxes, boxes.boxes)
         assert np.array_equal(read[name].scores, boxes.scores)
         assert np.array_equal(read[name].labels, boxes.labels)
-    ours = box_scores(
-        read_boxes(tmp_path / "truth.json", class_names=BDD_BOX_CLASSES), found, class_names=BDD_BOX_CLASSES
-    )
+    ours = box_scores(read_image_boxes(tmp_path / "truth.json"), found, class_names=BDD_BOX_CLASSES)
     same(ours, official_box_scores(tmp_path / "truth.json", tmp_path / "det.json"))
     assert 0 < ours["AP"] < 100
 

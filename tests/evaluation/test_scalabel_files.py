@@ -12,7 +12,7 @@ from perception.evaluation import (
     box_scores,
     count_pixels,
     list_masks,
-    read_boxes,
+    read_image_boxes,
     read_mask,
     read_rle_masks,
     seg_scores,
@@ -20,46 +20,18 @@ from perception.evaluation import (
 from perception.utils import DataError
 
 CLASSES = ("pedestrian", "car", "truck")
-BOX = {"x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0}
 
 
-def label(**changes):
-    return {"id": "7", "category": "car", "box2d": BOX, **changes}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not JSON"),
-        ('{"frames": 3}', "list of objects"),
-        ("[1]", "list of objects"),
-        (json.dumps([{"name": "a.jpg"}] * 2), r"twice \[sample a.jpg\]"),
-        (json.dumps([{"name": "a.jpg", "labels": [label(category="carr")]}]), "Did you mean 'car'"),
-        (json.dumps([{"name": "a.jpg", "labels": [label(box2d={"x1": 1})]}]), "x1, y1, x2, y2"),
-        (json.dumps([{"name": "a.jpg", "labels": [label(score=0.5), label()]}]), "1 of 2 boxes"),
-        (
-            json.dumps(
-                [{"name": name, "labels": [label(score=score)]} for name, score in (("a", 1), ("b", None))]
-            ),
-            "others have none",
-        ),
-    ],
-)
-def test_damaged_boxes(tmp_path, content, message):
+def test_missing_files_and_frames_listed_twice(tmp_path):
     path = tmp_path / "det.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=message) as error:
-        read_boxes(path, class_names=CLASSES)
-    assert "det.json" in str(error.value)
-
-
-def test_missing_files(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        read_boxes(tmp_path / "none.json", class_names=CLASSES)
+    path.write_text(json.dumps([{"name": "a.jpg"}] * 2))
+    with pytest.raises(DataError, match=r"twice \[sample a.jpg\] .*det.json"):
+        read_image_boxes(path)
     with pytest.raises(DataError, match="no such mask"):
         read_mask(tmp_path / "none.png", frame_name="none")
     with pytest.raises(DataError, match="no mask"):
         list_masks(tmp_path)
+    assert b"".join(box_file({})) == b"[]\n"
 
 
 def test_damaged_masks(tmp_path):
@@ -70,23 +42,6 @@ def test_damaged_masks(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(path)
     with pytest.raises(DataError, match="colormaps"):
         read_mask(path)
-
-
-def test_categories_and_edges(tmp_path):
-    path = tmp_path / "gt.json"
-    labels = [
-        label(),
-        label(category="person", attributes={"crowd": True}),
-        label(category="trailer"),
-        {"id": "8", "category": "lane"},
-    ]
-    path.write_text(json.dumps([{"name": "a.jpg", "labels": labels}, {"name": "b.jpg"}]))
-    found = read_boxes(path, class_names=CLASSES)
-    assert found["a.jpg"].boxes.tolist() == [[1.0, 2.0, 4.0, 5.0]] * 3
-    assert found["a.jpg"].labels.tolist() == [1, 0, 2]
-    assert found["a.jpg"].ignored.tolist() == [False, True, True]
-    assert len(found["b.jpg"]) == 0
-    assert b"".join(box_file({}, class_names=CLASSES)) == b"[]\n"
 
 
 def test_frames_of_another_split():
@@ -117,4 +72,4 @@ def test_run_lengths_of_another_kind(tmp_path):
         labels = [{"id": "1", "category": "car", **found}]
         path.write_text(json.dumps([{"name": "a.jpg", "labels": labels}]))
         with pytest.raises(DataError, match=message):
-            read_rle_masks(path, class_names=CLASSES, size=(4, 4))
+            read_rle_masks(path, size=(4, 4))

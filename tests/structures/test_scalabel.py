@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perception.datasets import read_boxes
-from perception.datasets.scalabel import IGNORED_MAPPING, NAME_MAPPING, frame_boxes, read_frames
 from perception.evaluation._bdd100k_toolkit import toolkit_module
 from perception.structures import BDD_BOX_CLASSES
+from perception.structures.scalabel import IGNORED_MAPPING, NAME_MAPPING, frame_boxes, read_boxes, read_frames
 from perception.utils import DataError
 from tests.datasets.bdd100k_world import frame, label
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from perception.config import did_you_mean
-from perception.datasets._json_stream import JsonStream
-from perception.structures import BDD_BOX_CLASSES, inclusive2exclusive
-from perception.utils import DataError
+from perception.structures.driving_2d import BDD_BOX_CLASSES, inclusive2exclusive
+from perception.utils import DataError, did_you_mean
+from perception.utils.json_stream import JsonStream
 
 NAME_MAPPING = {
     "bike": "bicycle",

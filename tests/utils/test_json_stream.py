@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from perception.datasets import _json_stream
-from perception.datasets._json_stream import JsonStream
+from perception.utils import json_stream
+from perception.utils.json_stream import JsonStream
 
 RECORDS = [{"token": "a", "x": [1.5, -2e-3], "s": 'q"}],{'}, 12345, "ü\n", None, {"nested": {"b": [[]]}}]
 
@@ -14,7 +14,7 @@ RECORDS = [{"token": "a", "x": [1.5, -2e-3], "s": 'q"}],{'}, 12345, "ü\n", None
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 4096])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_array_equals_json_loads(monkeypatch, chunk, indent):
-    monkeypatch.setattr(_json_stream, "_CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     # A defect is told from a cut by the length of what is left, so a value must fit into a piece.
     monkeypatch.setattr(JsonStream, "_read", _grow_slowly(JsonStream._read, chunk))
     text = " " + json.dumps(RECORDS, indent=indent, ensure_ascii=False) + "\n"
@@ -25,9 +25,9 @@ def test_array_equals_json_loads(monkeypatch, chunk, indent):
 
 def _grow_slowly(read, chunk):
     def wrapped(self):
-        _json_stream._CHUNK = chunk
+        json_stream._CHUNK = chunk
         result = read(self)
-        _json_stream._CHUNK = 1 << 20
+        json_stream._CHUNK = 1 << 20
         return result
 
     return wrapped
@@ -46,7 +46,7 @@ def test_broken_text_is_refused(text):
 
 
 def test_defect_in_a_long_file_is_found_without_reading_it_all(monkeypatch):
-    monkeypatch.setattr(_json_stream, "_CHUNK", 100)
+    monkeypatch.setattr(json_stream, "_CHUNK", 100)
     file = io.StringIO("[{bad}, " + ", ".join(["1"] * 10_000) + "]")
     with pytest.raises(json.JSONDecodeError):
         list(JsonStream(file).array())
