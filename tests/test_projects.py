@@ -8,6 +8,7 @@ import pytest
 from perception.balancing import build_balancer
 from perception.config import load_config, parse_config_name
 from perception.engine import to_plain
+from perception.engine.compare_table import PaperTable
 from tests.test_docs import ROOT, commands, config_names, parse, snippets
 
 PROJECTS = sorted(path.parent for path in (ROOT / "projects").glob("*/README.md"))
@@ -33,6 +34,9 @@ def test_a_config_changes_the_balancer_only(path: Path) -> None:
 def test_balancers_with_arguments(project: Path) -> None:
     for path in project.glob("balancers*.json"):
         for spec in json.loads(path.read_text()).values():
+            build_balancer(spec)
+    for path in project.glob("table*.json"):
+        for spec in PaperTable.read(path).balancers.values():
             build_balancer(spec)
 
 
@@ -64,6 +68,8 @@ def test_pages(project: Path) -> None:
             load_config(name)
         file = getattr(args, "balancers_file", None)
         assert file is None or (ROOT / file).is_file()
+        plan = getattr(args, "plan", None)
+        assert plan is None or (ROOT / plan).is_file()
     shown = set(snippets(page))
     for path in (project / "configs").glob("*.py"):
         short = parse_config_name(path).short

@@ -11,6 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
+from perception.models.distillation import Distillation, TaskTeachers
 from perception.models.execution import checkpoint_parts, compile_parts
 from perception.models.fcos_head import Boxes2D, FCOSHead2D
 from perception.models.multi_task_model import MODULE_CONFIG, MultiTaskModel
@@ -61,6 +62,8 @@ class FCOSMultiTask(MultiTaskModel):
         data_preprocessor: config of the data preprocessor.
         label_weights: factors by the labels' origin, e.g. dict(gt=0.8, pseudo=0.2); None: ground truth alone, weight 1.
         task_weights: factors by task, e.g. dict(det=1.7, seg=0.3); None: 1.
+        distillation: teachers beside the model in training, whose predictions or features it learns, see
+            `TaskTeachers`; its losses are "<task>.distill.…". None: none.
         backbone_weights: local file with pretrained backbone weights; None: from scratch.
         backbone_sha256: expected hash of that file.
         activation_checkpointing: parts whose activations are computed again in the backward pass; `checkpoint_parts`.
@@ -85,6 +88,7 @@ class FCOSMultiTask(MultiTaskModel):
         data_preprocessor: MODULE_CONFIG | nn.Module | None = None,
         label_weights: LabelWeights | None = None,
         task_weights: TaskWeights | None = None,
+        distillation: Distillation | None = None,
         backbone_weights: str | None = None,
         backbone_sha256: str | None = None,
         activation_checkpointing: Sequence[str] = (),
@@ -108,6 +112,18 @@ class FCOSMultiTask(MultiTaskModel):
             None if task_weights is None else _checked(task_weights, ("det", "seg"), "task_weights")
         )
         self._check_heads()
+        self.distillation: TaskTeachers | None = None
+        if distillation is not None:
+            levels = {
+                task: head.levels for task, head in (("det", self.box_head), ("seg", self.seg_head)) if head
+            }
+            self.distillation = TaskTeachers(
+                teachers=distillation["teachers"],
+                kind=distillation.get("kind", "features"),
+                weight=distillation.get("weight", 1.0),
+                in_channels=int(self.img_neck.out_channels),
+                levels=levels,
+            )
         checkpoint_parts(self, activation_checkpointing)
         compile_parts(self, compiled)
 
@@ -116,7 +132,11 @@ class FCOSMultiTask(MultiTaskModel):
         """The parts of the losses that have counts of their own, see `TaskLosses`."""
         own = {"det": "loss_giou", "seg": "loss_dice"}
         prefixes = [(prefix, own[task]) for task in self.task_names for prefix in self._prefixes(task)]
-        return tuple(part for prefix, name in prefixes for part in (prefix, f"{prefix}.{name}"))
+        taught = () if self.distillation is None else self.distillation.tasks
+        return (
+            *(part for prefix, name in prefixes for part in (prefix, f"{prefix}.{name}")),
+            *(f"{task}.distill" for task in self.task_names if task in taught),
+        )
 
     @property
     def shared_width(self) -> int:
@@ -141,7 +161,7 @@ class FCOSMultiTask(MultiTaskModel):
             losses |= self._head_losses("det", self.box_head, _boxes, shared, shapes, data_samples)
         if self.seg_head is not None and self._runs("seg"):
             losses |= self._head_losses("seg", self.seg_head, _mask, shared, shapes, data_samples)
-        return losses
+        return losses | self._distillation_losses(inputs["img"], shared, shapes, data_samples)
 
     def predict(
         self, inputs: dict[str, Tensor], data_samples: Sequence[DetDataSample]
@@ -227,6 +247,27 @@ class FCOSMultiTask(MultiTaskModel):
             for name, value in head.loss(outputs, [found[row] for row in rows]).items():
                 is_loss = not name.endswith("num_targets")
                 losses[f"{prefix}.{name}"] = value * weight if is_loss and weight != 1.0 else value
+        return losses
+
+    def _distillation_losses(
+        self, images: Tensor, shared: Levels, shapes: Shapes, data_samples: Sequence[DetDataSample]
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        heads = {"det": self.box_head, "seg": self.seg_head}
+        for task in () if self.distillation is None else self.distillation.tasks:
+            head = heads[task]
+            if self.distillation is None or head is None or not self._runs(task):
+                continue
+            levels = self._levels(task, head, shared, shapes)
+            if self.distillation.kind == "features":
+                found = self.distillation.feature_losses(task, levels, images)
+            else:
+                sizes = [sample.metainfo["img_shape"][:2] for sample in data_samples]
+                found = self.distillation.prediction_losses(task, head(levels), images, sizes)
+            weight = 1.0 if self.task_weights is None else self.task_weights[task]
+            for name, value in found.items():
+                is_loss = not name.endswith("num_targets")
+                losses[f"{task}.distill.{name}"] = value * weight if is_loss and weight != 1.0 else value
         return losses
 
     def _prefixes(self, task: str) -> list[str]:

@@ -38,6 +38,7 @@ class PanopticFPNHead(nn.Module):
         num_groups: of the group norms.
         loss_ce_weight: factor of the cross-entropy.
         loss_dice_weight: factor of the dice loss, see `image_dice_loss`; 0 leaves it out.
+        min_confidence: pixels whose likeliest class is less probable are predicted as 255, no class; 0 decides all.
 
     Raises:
         ValueError: levels and strides differ in number, a stride is not a power of two times `common_stride`, or the
@@ -56,6 +57,7 @@ class PanopticFPNHead(nn.Module):
         num_groups: int = 32,
         loss_ce_weight: float = 1.0,
         loss_dice_weight: float = 0.5,
+        min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
         if len(levels) != len(strides) or not levels:
@@ -74,6 +76,7 @@ class PanopticFPNHead(nn.Module):
         self.common_stride = common_stride
         self.loss_ce_weight = loss_ce_weight
         self.loss_dice_weight = loss_dice_weight
+        self.min_confidence = min_confidence
         norm = {"type": "GN", "num_groups": num_groups}
         self.branches = nn.ModuleList(
             ConvUpsample(in_channels, feat_channels, max(count, 1), count, norm_cfg=norm, bias=False)
@@ -143,10 +146,14 @@ class PanopticFPNHead(nn.Module):
     @torch.no_grad()
     def predict(self, logits: Tensor, metainfos: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """The likeliest classes per image, (rows, columns) of the original image, int64; see `at_original_size`."""
-        return [
-            self.at_original_size(row, metainfo).argmax(dim=0)
-            for row, metainfo in zip(logits, metainfos, strict=True)
-        ]
+        found = []
+        for row, metainfo in zip(logits, metainfos, strict=True):
+            scores = self.at_original_size(row, metainfo)
+            classes = scores.argmax(dim=0)
+            if self.min_confidence > 0:
+                classes[scores.softmax(dim=0).amax(dim=0) < self.min_confidence] = IGNORE
+            found.append(classes)
+        return found
 
     def at_original_size(self, logits: Tensor, metainfo: Mapping[str, Any]) -> Tensor:
         """Logits of one image, brought to its original size.
