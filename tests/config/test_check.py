@@ -126,6 +126,20 @@ def test_contradiction_is_told(changes, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"model__box_head__in_channels": 32}, "they must be equal"),
+        ({"model__box_head": None}, "is BoxAPMetric, but the model has no box_head"),
+        ({"model__seg_head": None}, "is SemSegMetric, but the model has no seg_head"),
+        ({"model__label_weights": {"gt": 0.8, "psuedo": 0.2}}, "Did you mean 'pseudo'"),
+        ({"model__box_head__score_treshold": 0.1}, "Did you mean 'score_threshold'"),
+    ],
+)
+def test_contradiction_in_an_image_model_is_told(changes, expected):
+    assert any(expected in problem for problem in broken("fcos_nano", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
         (
             {"train_dataloader__dataset__history": "consecutive"},
             "but train_dataloader.dataset.history is 'consecutive'",

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from perception.balancing import RotoGrad, TaskLosses
 from perception.models import FCOSMultiTask
+from perception.models.execution import compile_parts
 from perception.utils import DataError
 from tests.models.images import NUM_SEG, ORIGINAL, PADDED, image_batch, image_item, image_model
 
@@ -251,6 +252,20 @@ def test_checkpointed_parts_have_the_same_gradients() -> None:
         found.append(gradients(model, model(**image_batch(model, [image_item(1)]), mode="loss")))
     for name, grad in found[0].items():
         assert_close(grad, found[1][name], msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # as torch traces
+@pytest.mark.parametrize("part", ["img_backbone", "img_neck", "box_head", "seg_head"])
+def test_each_part_is_one_graph(part: str) -> None:
+    torch._dynamo.reset()
+    model, compiled = image_model(), image_model()
+    compile_parts(compiled, (part,), backend="aot_eager")
+    batch = image_batch(model, [image_item(1), image_item(2, mask=False)])
+    wanted, found = model(**batch, mode="loss"), compiled(**batch, mode="loss")
+    for key, value in wanted.items():
+        assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+    assert gradients(compiled, found)["img_backbone.conv1.weight"].isfinite().all()
 
 
 @pytest.mark.parametrize(
