@@ -8,6 +8,8 @@ from typing import Any, Literal
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 
+from perception.config import ConfigError
+from perception.config.types import type_name
 from perception.datasets import (
     CropTopMultiView,
     LoadMultiViewImages,
@@ -63,10 +65,15 @@ def score_baseline(
         All metrics.
 
     Raises:
+        ConfigError: the data set is one of single images.
         ValueError: the config has nothing to evaluate on.
     """
     start = time.perf_counter()
     loader, metrics_config = evaluation_parts(cfg)
+    if type_name(loader["dataset"]["type"]).endswith("BDD100KDataset"):
+        raise ConfigError(
+            "--baseline is for nuScenes' boxes and maps; of boxes and masks in images compare with --untrained"
+        )
     settings = without_images(loader["dataset"])
     training = None
     if name == "constant":

@@ -146,6 +146,9 @@ class BoxAPMetric(GatheredMetric):
             logger.info("Boxes of %d frames: %s", len(found), self.out_dir / RESULT_FILE)
         if self.format_only:
             return {}
+        if self.is_subset and not any(len(self._read_truth().get(name, ())) for name in found):
+            logger.warning("The subset has no box in its ground truth: there is no AP.")
+            return {"num_det_frames": len(found), "comparable": False}
         scored = self._score(found)
         num_dropped = sum(result[-1] for result in results.values())
         dropped = {"num_dropped_boxes": num_dropped} if num_dropped else {}

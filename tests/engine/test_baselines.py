@@ -5,8 +5,9 @@ import time
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from perception.config import load_config
+from perception.config import ConfigError, load_config
 from perception.datasets import LoadMultiViewImages
 from perception.datasets.transforms import images
 from perception.engine import baselines
@@ -49,3 +50,9 @@ def test_all_but_the_images_stays(cfg):
     torch.testing.assert_close(*boxes, rtol=0, atol=0, equal_nan=True)
     masks = [sample["data_samples"].gt_bev_seg.sem_seg for sample in (left, right)]
     torch.testing.assert_close(*masks, rtol=0, atol=0)
+
+
+def test_images_have_no_baseline():
+    cfg = Config({"val_dataloader": {"dataset": {"type": "BDD100KDataset"}}, "val_evaluator": []})
+    with pytest.raises(ConfigError, match="--untrained"):
+        score_baseline(cfg, "constant")
