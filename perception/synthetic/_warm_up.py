@@ -67,7 +67,8 @@ def warm_up() -> None:
     )
     raster_labels.measure_objects(ids, totals, np.zeros((2, 4), dtype=np.int32))
     byte = np.zeros((1, 1), dtype=np.uint8)
+    cover = np.zeros((1, 1, 2), dtype=np.uint8)
     raster_labels.label_pixels(
-        ids, inverse, byte[0], byte, np.zeros(2), 0.1, eye, zero3, np.ones(3), 0, 0, byte.copy()
+        ids, inverse, byte[0], cover, np.zeros(2), 0.1, eye, zero3, np.ones(3), 0, 0, 0, 0, byte.copy()
     )
     lidar.cast(zero3, np.zeros((1, 3)), np.zeros((0, 7)), 1.0, np.zeros(1), np.zeros(1, dtype=np.int64))

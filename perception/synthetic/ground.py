@@ -41,10 +41,9 @@ class Ground:
 
 
 class _Canvas:
-    """Draws shapes given in metres on the finest level; `line_type` says whether their edges are smooth."""
+    """Draws shapes given in metres on the finest level."""
 
-    def __init__(self, *, road: Road, colour: tuple[int, ...], line_type: int = cv2.LINE_AA) -> None:
-        self._line_type = line_type
+    def __init__(self, *, road: Road, colour: tuple[int, ...]) -> None:
         x0, y0, x1, y1 = road.surface.bounds
         self.origin = (float(np.floor(x0 - MARGIN)), float(np.floor(y0 - MARGIN)))
         multiple = 2 ** (LEVELS - 1)
@@ -61,10 +60,10 @@ class _Canvas:
     def polygon(self, shape: Polygon | MultiPolygon, colour: tuple[int, ...]) -> None:
         for part in shape.geoms if isinstance(shape, MultiPolygon) else [shape]:
             rings = [self._texels(np.asarray(r.coords)) for r in (part.exterior, *part.interiors)]
-            cv2.fillPoly(self.image, rings, colour, lineType=self._line_type, shift=_SHIFT)
+            cv2.fillPoly(self.image, rings, colour, lineType=cv2.LINE_AA, shift=_SHIFT)
 
     def corners(self, xy: NDArray[np.float64], colour: tuple[int, int, int]) -> None:
-        cv2.fillPoly(self.image, [self._texels(xy)], colour, lineType=self._line_type, shift=_SHIFT)
+        cv2.fillPoly(self.image, [self._texels(xy)], colour, lineType=cv2.LINE_AA, shift=_SHIFT)
 
     def stroke(self, xy: NDArray[np.float64], width: float, colour: tuple[int, int, int]) -> None:
         """Paint a line as one quadrilateral per piece, so that its width is exact."""
@@ -155,9 +154,15 @@ def paint_ground(
     return Ground(texels, offsets, shapes, canvas.origin, np.asarray(grass, dtype=np.float32))
 
 
-def label_ground(road: Road, *, surface: int, walkway: int, other: int) -> NDArray[np.uint8]:
-    """Return (rows, columns) uint8: carriageway, pavement or anything else at each texel of the finest level."""
-    canvas = _Canvas(road=road, colour=(other,), line_type=cv2.LINE_8)
-    canvas.polygon(road.walkway.union(road.surface), (walkway,))
-    canvas.polygon(road.surface, (surface,))
-    return canvas.image[..., 0]
+def cover_ground(road: Road) -> NDArray[np.uint8]:
+    """Return (rows, columns, 2) uint8: the share of each texel of the finest level that is carriageway, and paved.
+
+    255 is all of it. With smooth edges the outline can be found between the texels.
+    """
+    shapes = (road.surface, road.walkway.union(road.surface))
+    covers = []
+    for shape in shapes:
+        canvas = _Canvas(road=road, colour=(0,))
+        canvas.polygon(shape, (255,))
+        covers.append(canvas.image[..., 0])
+    return np.stack(covers, axis=-1)

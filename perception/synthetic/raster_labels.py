@@ -38,16 +38,19 @@ def label_pixels(
     camera2world: F64,
     position: F64,
     intrinsic: F64,
+    surface: int,
+    walkway: int,
     other: int,
     sky: int,
     labels: U8,
 ) -> None:
     """Write each pixel's class: an object's by its id, else what its ray meets on the ground, else sky.
 
-    ids: (H, W). inverse: (H, W), 0 where no object is. class_of: (N + 1,) class of each id. ground: (rows, columns)
-    class of each cell; `origin` and `cell` as in `raster.shade`, so that labels lie where the ground is painted.
-    other: class of the ground outside. labels: (H, W), written.
+    ids: (H, W). inverse: (H, W), 0 where no object is. class_of: (N + 1,) class of each id. ground: (rows, columns, 2)
+    share of each cell that is carriageway, and that is paved, 0…255; `origin` and `cell` as in `raster.shade`, so that
+    labels lie where the ground is painted. surface, walkway, other, sky: their classes. labels: (H, W), written.
     """
+    last_row, last_col = ground.shape[0] - 1, ground.shape[1] - 1
     for j in range(labels.shape[0]):
         for i in range(labels.shape[1]):
             if inverse[j, i] > 0.0:
@@ -62,9 +65,15 @@ def label_pixels(
             depth = -position[2] / dz
             dx = camera2world[0, 0] * a + camera2world[0, 1] * b + camera2world[0, 2]
             dy = camera2world[1, 0] * a + camera2world[1, 1] * b + camera2world[1, 2]
-            x = (position[0] + depth * dx - origin[0]) / cell
-            y = (position[1] + depth * dy - origin[1]) / cell
-            if x >= 0.0 and y >= 0.0 and x < ground.shape[1] and y < ground.shape[0]:
-                labels[j, i] = ground[int(y), int(x)]
-            else:
-                labels[j, i] = other
+            x = (position[0] + depth * dx - origin[0]) / cell - 0.5
+            y = (position[1] + depth * dy - origin[1]) / cell - 0.5
+            labels[j, i] = other
+            if x >= 0.0 and y >= 0.0 and x < last_col and y < last_row:
+                col, row = int(x), int(y)
+                fx, fy = x - col, y - row
+                for k in range(2):
+                    cover = (1.0 - fy) * ((1.0 - fx) * ground[row, col, k] + fx * ground[row, col + 1, k])
+                    cover += fy * ((1.0 - fx) * ground[row + 1, col, k] + fx * ground[row + 1, col + 1, k])
+                    if cover >= 127.5:
+                        labels[j, i] = surface if k == 0 else walkway
+                        break

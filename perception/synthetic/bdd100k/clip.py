@@ -12,7 +12,7 @@ from perception.synthetic.background import Prop, build_background, prop_shadow
 from perception.synthetic.bdd100k.furniture import Fixture, Furnisher, LightColour
 from perception.synthetic.bdd100k.names import ACTOR_CLASSES, PROP_CLASSES, SEG_ID
 from perception.synthetic.draw_list import DrawList
-from perception.synthetic.ground import Ground, label_ground, paint_ground
+from perception.synthetic.ground import Ground, cover_ground, paint_ground
 from perception.synthetic.lighting import Lighting, make_lighting
 from perception.synthetic.mesh import Mesh, ground_shadow, split
 from perception.synthetic.motion import Trajectory, along, draw_ego_speed, drive_ego, time_grid, travelled
@@ -156,7 +156,7 @@ class Clip:
         spec: what it was made from.
         road: its road.
         ground: painted ground.
-        ground_classes: (rows, columns) uint8 mask value of each of its texels.
+        ground_cover: (rows, columns, 2) uint8, how much of each of its texels is carriageway, and paved.
         lighting: the light.
         attributes: weather, time of day and scene, as BDD100K writes them.
         ego: the car's drive.
@@ -168,7 +168,7 @@ class Clip:
     spec: ClipSpec
     road: Road
     ground: Ground
-    ground_classes: NDArray[np.uint8]
+    ground_cover: NDArray[np.uint8]
     lighting: Lighting
     attributes: dict[str, str]
     ego: Trajectory
@@ -208,10 +208,9 @@ def build_clip(spec: ClipSpec) -> Clip:
         "scene": "residential" if lanes == (1, 1) else "city street",
     }
     ground = paint_ground(spec.rng("ground"), road, rails=_rails(road) if spec.has_tram else ())
-    classes = label_ground(road, surface=SEG_ID["road"], walkway=SEG_ID["sidewalk"], other=SEG_ID["terrain"])
     draw_list = DrawList.of([o.mesh for o in objects], shadows, range(1, len(objects) + 1))
     camera = _camera(spec.rng("camera"))
-    return Clip(spec, road, ground, classes, lighting, attributes, ego, camera, objects, draw_list)
+    return Clip(spec, road, ground, cover_ground(road), lighting, attributes, ego, camera, objects, draw_list)
 
 
 def _objects(

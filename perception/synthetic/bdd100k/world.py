@@ -15,7 +15,7 @@ from perception.synthetic.output import claim, publishing
 from perception.synthetic.workers import count_workers, run_tasks
 from perception.utils import Progress, write_json_atomic
 
-FORMAT = 2  # raised whenever the same parameters would give another world
+FORMAT = 3  # raised whenever the same parameters would give another world
 MAX_IMAGES = 100_000  # of each set and split
 MIN_SIZE, MAX_SIZE = (64, 36), (3840, 2160)
 JPEG_QUALITY = 90

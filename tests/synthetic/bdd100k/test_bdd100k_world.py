@@ -152,7 +152,7 @@ def test_several_processes_write_the_same_world(bdd100k_root: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_larger_world_holds_every_class_and_light(tmp_path: Path) -> None:
     root = synthesize_bdd100k(
-        tmp_path / "w", num_det=(160, 0), num_seg=(160, 0), size=(320, 180), num_workers=2, progress=False
+        tmp_path / "w", num_det=(48, 0), num_seg=(48, 0), size=(320, 180), num_workers=2, progress=False
     )
     ids: set[int] = set()
     for path in root.rglob("*.png"):

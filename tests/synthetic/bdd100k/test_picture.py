@@ -17,6 +17,7 @@ from perception.synthetic.bdd100k.picture import (
     _view,
     take_picture,
 )
+from perception.synthetic.ground import CELL
 from perception.synthetic.names import CLASS_SIZES
 
 SIZE = (640, 360)
@@ -120,15 +121,12 @@ def test_ground_is_labelled_as_the_road_lies(pictures: list[tuple[Clip, int, Lab
                 counts["sky"] += 1
                 continue
             hit = Point((view.position - view.position[2] / ray[2] * ray)[:2])
-            if ray[2] > -0.01 or hit.distance(clip.road.surface.boundary) < 0.2:
-                continue  # too far, or too near to a kerb
-            if hit.within(clip.road.surface):
-                expected = "road"
-            else:
-                depth = hit.distance(clip.road.surface) - clip.road.walk_width
-                if abs(depth) < 0.2:
-                    continue
-                expected = "sidewalk" if depth < 0 else "terrain"
+            edges = (clip.road.surface.boundary, clip.road.walkway.boundary)
+            if ray[2] > -0.01 or min(hit.distance(edge) for edge in edges) < CELL:
+                continue  # too far, or so near to an edge that drawing rounds it
+            expected = "road" if hit.within(clip.road.surface) else "terrain"
+            if hit.within(clip.road.walkway):
+                expected = "sidewalk"
             assert value == SEG_ID[expected], (expected, row, column)
             counts[expected] += 1
     assert min(counts.values()) > 10, counts
