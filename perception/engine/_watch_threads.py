@@ -238,6 +238,7 @@ class Hub(WatchThread):
                 if lines.rank is None:
                     self._drop(lines)
                     return
+                self._roll.hear(lines.rank, RankNote(), self._now)  # it may be stopped before its first note
             elif word == "bye":
                 self._roll.leave(lines.rank)
                 self._drop(lines)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from mmengine._strategy import DDPStrategy as MMEngineDDPStrategy
 from mmengine._strategy import SingleDeviceStrategy
+from mmengine.dist import broadcast
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class _RunFolderMixin:
     model: nn.Module
     convert: Callable[[nn.Module], nn.Module] | None = None
     _log_dir: str
+    dispatch_kwargs: dict[str, Any]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,6 +71,15 @@ class _RunFolderMixin:
         ours.handlers[:] = logger.handlers
         ours.setLevel(log_level)
         return logger
+
+    def _init_model_weights(self, model: nn.Module) -> nn.Module:
+        """As MMEngine's: initialised on each rank, then the first rank's on all."""
+        if hasattr(model, "init_weights") and self.dispatch_kwargs.get("init_weights_for_test_or_val", True):
+            model.init_weights()
+            with exchange("the first rank's weights"):
+                for value in model.state_dict().values():
+                    broadcast(value)
+        return model
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         """As MMEngine's, after the conversion of the initialised model where a balancing method wants one."""

@@ -107,6 +107,25 @@ def test_strangers_are_refused(job: Job) -> None:
     assert job.verdicts.empty()
 
 
+def test_a_rank_that_only_greets_is_silent() -> None:
+    """As one that is stopped right after."""
+    verdicts: Verdicts = queue.Queue()
+    hub = Hub(
+        num_ranks=2,
+        is_one_host=True,
+        timeout_s=1.0,
+        slow_timeout_s=1000.0,
+        conclude=lambda *words: verdicts.put(words),
+    )
+    hub.start()
+    with socket.create_connection(("127.0.0.1", hub.port)) as member:
+        member.sendall(json.dumps({"rank": 1, "token": hub.token}).encode() + b"\n")
+        verdict, _, _ = verdicts.get(timeout=20)
+    assert (verdict.kind, verdict.ranks) == ("hung", (1,))
+    assert verdict.message.startswith("rank 1 hangs: no sign of life for ")
+    hub.join(5)
+
+
 def test_a_first_rank_that_says_nothing_hangs() -> None:
     """Seen by a member; the hub's thread does not run at all here."""
     verdicts: Verdicts = queue.Queue()
