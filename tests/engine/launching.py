@@ -16,9 +16,7 @@ DRIVER = Path(__file__).with_name("toy_driver.py")
 
 def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150) -> None:
     """Run toy_driver.py on so many ranks and wait; a failure shows the ranks' output."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(num_ranks):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks),
@@ -31,6 +29,13 @@ def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150
     outputs = [process.communicate(timeout=limit_s + 20)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * num_ranks, "\n".join(output[-3000:] for output in outputs)
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def needs_deepspeed(test: Any) -> Any:

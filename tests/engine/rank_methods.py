@@ -22,8 +22,8 @@ TELLING = ("pcgrad", "mgda", "wpcgrad-seg-vel")
 """With which the conflicts of each rank's own gradients are tried."""
 LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
-FEW_LIVE = 40
-"""Less than a quarter of the network's weights: under ZeRO-3 each backward gathers them again."""
+FEW_LIVE = 100
+"""Less than half of the network's weights: under ZeRO-3 each backward gathers them again."""
 
 
 def local_losses(net: Net, step: int) -> TaskLosses:

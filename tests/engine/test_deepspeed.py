@@ -3,8 +3,11 @@
 `test_zero_methods` has all methods.
 """
 
+import json
 import math
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from perception.engine.deepspeed_strategy import start_deepspeed
 from perception.engine.sharded_weights import ShardedWeights
 from perception.engine.zero3_optimizer import Zero3Optimizer
 from perception.engine.zero_optimizer import ZeroOptimizer
-from tests.engine.launching import launch, needs_deepspeed
+from tests.engine.launching import DRIVER, free_port, launch, needs_deepspeed
 
 STAGES = (0, 1, 2, 3)
 BALANCERS = ("sum", "pcgrad", "mgda", "dwa")
@@ -292,6 +295,31 @@ def test_activations_may_be_computed_again(tmp_path: Path) -> None:
         assert found.keys() == kept.keys()
         for name, value in kept.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@slow
+@needs_deepspeed
+def test_deepspeeds_own_launcher(tmp_path: Path) -> None:
+    """On a host file that names this machine alone, for which it needs no ssh."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    jobs = [train_job(tmp_path, "run", steps(2, 2, optim_wrapper__balancer="pcgrad", **zero(3)))]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh_check"]
+    options = ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank"]
+    env = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [*launcher, *options, str(DRIVER), json.dumps(jobs)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, timeout=300, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one = train_one(tmp_path / "one", **steps(4, 2, optim_wrapper__balancer="pcgrad"))
+    first, second = ends(tmp_path / "run")
+    toy_world.assert_same(first, second)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, msg=name)
 
 
 def test_stages_that_are_not_there(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def start_all(
             {"job": "methods", "names": list(names), "precision": precision, "way": f"zero{stage}",
              "out": f"{folder}/methods.pt"}
         )  # fmt: skip
-    launch(jobs, num_ranks=num_ranks, limit_s=570)
+    launch(jobs, num_ranks=num_ranks, limit_s=1500)
 
 
 @functools.cache
