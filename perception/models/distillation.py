@@ -16,6 +16,8 @@ from perception.config import ConfigError, load_config
 from perception.models.fcos_head import PointOutputs
 from perception.registry import MODELS
 
+_PROPOSED = 0.05  # class probability; the box head's default
+
 
 class Distillation(TypedDict):
     """What a model learns from teachers while it trains.
@@ -151,8 +153,9 @@ def soft_box_losses(outputs: PointOutputs, teacher: PointOutputs) -> dict[str, T
         "loss_focal", "loss_giou", "loss_centerness", and "num_targets", the sum of the teacher's scores; 0-dim each.
     """
     prob = teacher.cls_scores.sigmoid()
-    score = (prob.amax(dim=-1) * teacher.centerness.sigmoid()).sqrt()  # (B, P)
-    weights = score * (score > 0.05)
+    likeliest = prob.amax(dim=-1)  # (B, P)
+    # Where the teacher itself would propose a box; elsewhere, which is nearly everywhere, its distances mean nothing.
+    weights = (likeliest * teacher.centerness.sigmoid()).sqrt() * (likeliest > _PROPOSED)
     total = weights.sum()
     focus = (prob - outputs.cls_scores.sigmoid()).square()
     focal = focus * F.binary_cross_entropy_with_logits(outputs.cls_scores, prob, reduction="none")
