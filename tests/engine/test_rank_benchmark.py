@@ -44,7 +44,7 @@ def test_the_table_has_what_was_measured(one_rank: None) -> None:
 
 @pytest.mark.slow
 def test_bytes_sent_and_the_same_update_on_two_ranks(tmp_path: Path) -> None:
-    launch([{"job": "bench_ranks", "out": str(tmp_path / "result")}])
+    launch([{"job": "bench_ranks", "out": str(tmp_path / "result")}], limit_s=500)
     result = json.loads((tmp_path / "result.0").read_text())
     assert list(result["variants"]) == list(VARIANTS)
     update = torch.load(tmp_path / "result.updates.pt", weights_only=True)

@@ -192,7 +192,7 @@ def bench_ranks(*, out: str) -> None:
     def make() -> Any:
         return resnet18_workload(image_size=32)
 
-    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(benchmark_ranks(make, num_steps=2)))
+    Path(f"{out}.{collectives.rank()}").write_text(json.dumps(benchmark_ranks(make, num_steps=1)))
     updates = {}
     for name in ("ddp", "sum"):
         workload = make()
