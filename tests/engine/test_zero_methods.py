@@ -37,8 +37,8 @@ CHANGING: dict[str, dict[str, Any]] = {
     "rotograd": {"name": "rotograd", "lr": 0.05, "burn_in": 2},
 }
 """The methods that change the model or need the runner; connection strength in both of its phases."""
-QUICK = ("uncertainty", "pcgrad", "graddrop")
-QUICK_CHANGING = ("grouped", "rotograd")
+QUICK = ("uncertainty", "graddrop")
+QUICK_CHANGING = ("grouped",)
 slow = pytest.mark.slow
 WAYS = [
     (ranks, stage, precision)
