@@ -88,7 +88,9 @@ def test_tables_are_those_of_the_results(path: Path) -> None:
     rows = [line for line in ours.splitlines() if line.startswith("|")]
     for group in (*result["single"].values(), *result["balancers"].values()):
         scores = [
-            f"{group['metrics'][name]['mean']:.3f}" for name in ("NDS", "mIoU") if name in group["metrics"]
+            f"{group['metrics'][name]['mean']:.3f}"
+            for name in ("NDS", "AP", "mIoU")
+            if name in group["metrics"]
         ]
         found = [row for row in rows if all(score in row for score in scores)]
         assert found, f"{path.parents[1].name} has no row with {scores}"

@@ -2,8 +2,8 @@
 
 Source: ours; `fcos_rt`'s structure and recipe at a size that two CPU cores train from scratch.
 Hardware: 2 CPU cores, no GPU.
-Expected time: not run.
-Expected AP / mIoU: not run.
+Expected time: 163 s of training with one thread on a busy machine.
+Expected AP / mIoU: – / 0.248, one seed, measured.
 Command: perception train fcos_nano_seg --work-dir work_dirs/fcos_nano_seg
 """
 
