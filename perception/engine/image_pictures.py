@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from mmdet.structures import DetDataSample
+from mmdet3d.structures import Det3DDataSample
 
 from perception.datasets.transforms import read_image, resize_mask
 from perception.visualization import ImageLabels, draw_image_sample
@@ -12,7 +13,8 @@ from perception.visualization import ImageLabels, draw_image_sample
 
 def is_image_item(item: Mapping[str, Any]) -> bool:
     """Whether a packed item is one picture with 2D labels, as `PackImageInputs` makes it."""
-    return isinstance(item["data_samples"], DetDataSample)
+    sample = item["data_samples"]
+    return isinstance(sample, DetDataSample) and not isinstance(sample, Det3DDataSample)  # its subclass
 
 
 def draw_image_item(

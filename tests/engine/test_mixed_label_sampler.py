@@ -179,7 +179,7 @@ def test_a_dataset_that_does_not_tell_its_kinds() -> None:
         sampler.set_position(epoch=0, num_consumed=7)
 
 
-def test_the_first_batch_that_methods_are_measured_on_has_all_labels() -> None:
-    assert balance_workloads._first_batch(frames(6, 3), 4) == [0, 1, 6, 7]
-    assert balance_workloads._first_batch(frames(6, 0), 4) == [0, 1, 2, 3]
-    assert balance_workloads._first_batch([5, 6], 4) == [0, 1]
+def test_the_batch_from_that_methods_are_measured_on_has_all_labels() -> None:
+    assert balance_workloads._batch_from(frames(6, 3), 0, 4) == [0, 1, 6, 7]
+    assert balance_workloads._batch_from(frames(6, 0), 0, 4) == [0, 1, 2, 3]
+    assert balance_workloads._batch_from([5, 6], 0, 4) == [0, 1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet.models.dense_heads import FCOSHead
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch.testing import assert_close
 
@@ -28,21 +29,23 @@ def head(**changes: Any) -> FCOSHead2D:
 
 
 def mmdet_head() -> FCOSHead:
-    return FCOSHead(
-        num_classes=NUM_CLASSES,
-        in_channels=16,
-        feat_channels=16,
-        strides=list(STRIDES),
-        regress_ranges=RANGES,
-        center_sampling=True,
-        norm_on_bbox=True,
-        centerness_on_reg=True,
-        norm_cfg=None,
-        loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
-        test_cfg=ConfigDict(
-            nms_pre=1000, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.6), max_per_img=100
-        ),
-    )
+    # A runner of an earlier test may have left its own registries as the default.
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return FCOSHead(
+            num_classes=NUM_CLASSES,
+            in_channels=16,
+            feat_channels=16,
+            strides=list(STRIDES),
+            regress_ranges=RANGES,
+            center_sampling=True,
+            norm_on_bbox=True,
+            centerness_on_reg=True,
+            norm_cfg=None,
+            loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
+            test_cfg=ConfigDict(
+                nms_pre=1000, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.6), max_per_img=100
+            ),
+        )
 
 
 def images(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:

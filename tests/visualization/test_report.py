@@ -194,5 +194,6 @@ def test_scores_of_images(run_folder):
     assert "average precision of boxes" in page
     for text in ("road", "car", "0.251", "0.497"):
         assert text in page
+    words = re.sub(r'"data:[^"]*"', "", page)  # a picture's bytes may spell anything
     for text in ("nuscenes-devkit", "AOE", "divider", "NDS"):
-        assert text not in page
+        assert text not in words
