@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Sized
 
 import torch
-from torch.utils.data import Sampler
 
-from perception.engine import collectives
 from perception.engine.epoch_dataset import EpochIndex
+from perception.engine.positioned_sampler import PositionedSampler
 from perception.registry import DATA_SAMPLERS
 from perception.utils import stable_seed
 
 
 @DATA_SAMPLERS.register_module()
-class EpochSampler(Sampler[int]):
+class EpochSampler(PositionedSampler):
     """Each epoch is one permutation of the dataset, drawn from (seed, epoch) alone, or a stretch of such permutations.
 
     Rank r of W takes every W-th index from the r-th on, so the global batch of step k is the same set of samples for
@@ -55,35 +54,10 @@ class EpochSampler(Sampler[int]):
             raise ValueError(
                 f"samples_per_epoch is {samples_per_epoch}; it must be at least 1, or None for all"
             )
+        super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.dataset_length = len(dataset)
         self.num_samples = samples_per_epoch or self.dataset_length
         self.shuffle = shuffle
-        self.seed = seed or 0
-        self.rank = collectives.rank() if rank is None else rank
-        self.world_size = collectives.world_size() if world_size is None else world_size
-        self._epoch = 0
-        self._num_consumed = 0
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, samples of it that this rank has already trained on) from which the next iteration starts."""
-        return self._epoch, self._num_consumed
-
-    def set_position(self, *, epoch: int, num_consumed: int = 0) -> None:
-        """Start the next iteration in `epoch`, after `num_consumed` samples of this rank.
-
-        Raises:
-            ValueError: the position lies outside the epoch.
-        """
-        if epoch < 0 or not 0 <= num_consumed <= len(self):
-            raise ValueError(
-                f"position (epoch {epoch}, {num_consumed} samples) lies outside an epoch of {len(self)} samples"
-            )
-        self._epoch, self._num_consumed = epoch, num_consumed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration at the beginning of `epoch` (the name that MMEngine and torch use)."""
-        self.set_position(epoch=epoch)
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.world_size)

@@ -1,22 +1,21 @@
 """The training sampler of frames with different labels: every global batch has the same number of each kind."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 
 from perception.config import did_you_mean
-from perception.engine import collectives
 from perception.engine.epoch_dataset import VisitIndex
+from perception.engine.positioned_sampler import SlotSampler
 from perception.registry import DATA_SAMPLERS
 from perception.utils import stable_seed
 
 
 @DATA_SAMPLERS.register_module()
-class MixedLabelSampler(Sampler[int]):
+class MixedLabelSampler(SlotSampler):
     """Batches with a set ratio of label kinds, e.g. 8 frames with boxes and 8 with masks in each 16.
 
     The frames that carry a kind are its pool. Each pool is passed through in an order drawn from (seed, kind, pass),
@@ -73,50 +72,15 @@ class MixedLabelSampler(Sampler[int]):
         for name, value in (("batch_size", batch_size), ("samples_per_epoch", samples_per_epoch)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        self.batch_size = batch_size
+        super().__init__(batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self.shuffle = shuffle
-        self.seed = seed or 0
-        self.rank = collectives.rank() if rank is None else rank
-        self.world_size = collectives.world_size() if world_size is None else world_size
         self._pools = _pools(dataset, ratio)
         shares = dict.fromkeys(self._pools, 1) if ratio is None else dict(ratio)
         self.counts = _counts(shares, batch_size=batch_size, world_size=self.world_size)
         self._ends = list(accumulate(self.counts.values()))
         global_batch = batch_size * self.world_size
         self.epoch_length = -(-(samples_per_epoch or len(dataset)) // global_batch)
-        self._epoch = 0
-        self._num_consumed = 0
         self._read_pass = lru_cache(maxsize=2 * len(self._pools))(self._order)
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, samples of it that this rank has already trained on) from which the next iteration starts."""
-        return self._epoch, self._num_consumed
-
-    def set_position(self, *, epoch: int, num_consumed: int = 0) -> None:
-        """Start the next iteration in `epoch`, after `num_consumed` samples of this rank.
-
-        Raises:
-            ValueError: the position lies outside the epoch.
-        """
-        if epoch < 0 or not 0 <= num_consumed <= len(self):
-            raise ValueError(
-                f"position (epoch {epoch}, {num_consumed} samples) lies outside an epoch of {len(self)} samples"
-            )
-        self._epoch, self._num_consumed = epoch, num_consumed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration at the beginning of `epoch` (the name that MMEngine and torch use)."""
-        self.set_position(epoch=epoch)
-
-    def __len__(self) -> int:
-        return self.epoch_length * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self._epoch
-        for place in range(self._num_consumed, len(self)):
-            step, slot = divmod(place, self.batch_size)
-            yield self._index(epoch, step, slot * self.world_size + self.rank)
 
     def _index(self, epoch: int, step: int, slot: int) -> VisitIndex:
         number = next(number for number, end in enumerate(self._ends) if slot < end)

@@ -1,14 +1,12 @@
 """The training sampler of streams: each slot of a batch walks scenes in the order of time, step after step."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 
-from perception.engine import collectives
 from perception.engine.epoch_dataset import StreamIndex
+from perception.engine.positioned_sampler import SlotSampler
 from perception.engine.scene_sampler import group_scenes, read_scene_tokens
 from perception.registry import DATA_SAMPLERS
 from perception.utils import get_logger, stable_seed
@@ -17,7 +15,7 @@ logger = get_logger("engine")
 
 
 @DATA_SAMPLERS.register_module()
-class StreamSampler(Sampler[int]):
+class StreamSampler(SlotSampler):
     """Streams of frames: ranks × batch size of them, each always in the same slot of the batch.
 
     A pass over the dataset: its scenes, or parts of them, stand in an order drawn from (seed, pass) in one line, whose
@@ -74,12 +72,9 @@ class StreamSampler(Sampler[int]):
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        self.batch_size = batch_size
+        super().__init__(batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self.max_frames = max_frames
         self.shuffle = shuffle
-        self.seed = seed or 0
-        self.rank = collectives.rank() if rank is None else rank
-        self.world_size = collectives.world_size() if world_size is None else world_size
         scenes = group_scenes(read_scene_tokens(dataset))
         self._parts = [part for scene in scenes for part in _split(scene, max_frames)]
         self.num_frames = sum(len(scene) for scene in scenes)
@@ -92,8 +87,6 @@ class StreamSampler(Sampler[int]):
             )
         self.pass_length = -(-self.num_frames // self.num_streams)
         self.epoch_length = -(-(samples_per_epoch or self.num_frames) // self.num_streams)
-        self._epoch = 0
-        self._num_consumed = 0
         self._read_pass = lru_cache(maxsize=2)(self._line)
         num_twice = self.pass_length * self.num_streams - self.num_frames
         logger.info(
@@ -105,36 +98,6 @@ class StreamSampler(Sampler[int]):
     def options(self) -> dict[str, Any]:
         """What, besides ranks, batch size, seed and dataset, decides which frame follows which; plain values."""
         return {"max_frames": self.max_frames, "shuffle": self.shuffle, "epoch_length": self.epoch_length}
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, samples of it that this rank has already trained on) from which the next iteration starts."""
-        return self._epoch, self._num_consumed
-
-    def set_position(self, *, epoch: int, num_consumed: int = 0) -> None:
-        """Start the next iteration in `epoch`, after `num_consumed` samples of this rank.
-
-        Raises:
-            ValueError: the position lies outside the epoch.
-        """
-        if epoch < 0 or not 0 <= num_consumed <= len(self):
-            raise ValueError(
-                f"position (epoch {epoch}, {num_consumed} samples) lies outside an epoch of {len(self)} samples"
-            )
-        self._epoch, self._num_consumed = epoch, num_consumed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration at the beginning of `epoch` (the name that MMEngine and torch use)."""
-        self.set_position(epoch=epoch)
-
-    def __len__(self) -> int:
-        return self.epoch_length * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self._epoch
-        for place in range(self._num_consumed, len(self)):
-            step, slot = divmod(place, self.batch_size)
-            yield self._index(epoch, step, slot * self.world_size + self.rank)
 
     def _index(self, epoch: int, step: int, stream: int) -> StreamIndex:
         # Passes, one after the other, are one long walk; an epoch is a stretch of it.

@@ -39,7 +39,7 @@ class BoxAPMetric(GatheredMetric):
     Args:
         data_root: BDD100K's root.
         ann_file: Scalabel file of the ground truth, relative to the root.
-        evaluator: "fast" (pycocotools' rules in compiled loops) or "official" (the toolkit); both give the same numbers.
+        evaluator: "fast" (pycocotools' rules, compiled) or "official" (the toolkit); they give the same numbers.
         subset: only a part of the split is evaluated; the result is marked as not comparable.
         out_dir: where `det.json`, BDD100K's submission file, goes; not kept if None.
         format_only: only write that file, of all samples, for a split without labels; needs `out_dir`.
