@@ -23,12 +23,11 @@ from perception.engine.gradient_sources import (
     ReusedSource,
     SummedSource,
     add_gradient,
-    keep_parts,
-    row_exchange,
 )
 from perception.engine.group_source import GroupSource
 from perception.engine.loss_check import LossCheck
 from perception.engine.rotation_source import RotationSource
+from perception.engine.row_exchange import keep_parts, row_exchange
 from perception.engine.shard_sources import GradientStream, ShardSource, SummedShardSource
 from perception.engine.sharded_weights import ShardedWeights
 from perception.evaluation import LOWER_IS_BETTER

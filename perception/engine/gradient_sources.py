@@ -7,7 +7,7 @@ ones are summed over ranks before anything is compared.
 With a loss scale every backward runs on scaled losses, and every Gram matrix and update is that of the unscaled ones.
 """
 
-from collections.abc import Callable, Collection, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from perception.balancing.task_gradients import TaskGradients
 from perception.balancing.task_reach import find_reach
 from perception.engine.collectives import any_over_ranks, from_first_rank, sum_over_ranks, world_size
 from perception.engine.gradient_sync import sum_gradients_over_ranks
-from perception.engine.row_exchange import RowExchange
+from perception.engine.row_exchange import RowExchange, keep_parts, row_exchange
 
 NonFinite = tuple[list[int], list[int]]
 """Indices of the tasks, and of the parameters, whose gradients are not finite."""
@@ -456,29 +456,6 @@ def laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
     if values.stride() == parameter.stride():
         return values
     return torch.empty_like(parameter, requires_grad=False).copy_(values)
-
-
-def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:
-    """What adds up these gradients over ranks, part by part."""
-    return RowExchange(gradients.rows.shape[1], dtype=gradients.rows.dtype, bucket_mb=bucket_mb)
-
-
-def keep_parts(
-    gradients: TaskGradients, exchange: RowExchange, pending: MutableMapping[int, Callable[[], Tensor]]
-) -> None:
-    """Leave in `gradients` this rank's part of the ranks' sum.
-
-    Args:
-        gradients: local ones.
-        exchange: what they were sent by.
-        pending: task number → what waits for its part, in the order of sending; the other tasks are zeros. It is
-            emptied, as each entry holds what its task received.
-    """
-    num_columns = sum(end - start for start, end in exchange.owned)
-    part = gradients.rows.new_zeros(len(gradients.rows), num_columns)
-    for task_idx in list(pending):
-        part[task_idx] = pending.pop(task_idx)()
-    gradients.keep_part(part, exchange.owned)
 
 
 def bad_parameters(gradients: TaskGradients) -> list[int]:

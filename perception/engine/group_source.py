@@ -13,10 +13,9 @@ from perception.engine.gradient_sources import (
     NonFinite,
     bad_parameters,
     bad_tasks,
-    keep_parts,
     laid_out_like,
-    row_exchange,
 )
+from perception.engine.row_exchange import keep_parts, row_exchange
 
 if TYPE_CHECKING:
     from perception.balancing.connection_strength import ConnectionStrength

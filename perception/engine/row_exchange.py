@@ -3,7 +3,7 @@
 Legend: N ranks, P columns, S columns of this rank's part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from perception.balancing.task_gradients import TaskGradients
 from perception.engine.collectives import comm_device, rank, world_size
 from perception.engine.rank_notes import exchange
 
@@ -153,3 +154,26 @@ def start_bucket(block: Tensor) -> BucketSum:
     received = block.new_empty(len(block) if swaps else piece)
     add = dist.all_to_all_single if swaps else getattr(dist, REDUCE_SCATTER)
     return BucketSum(add(received, block, async_op=True), received, block, piece)
+
+
+def row_exchange(gradients: TaskGradients, *, bucket_mb: float) -> RowExchange:
+    """What adds up these gradients over ranks, part by part."""
+    return RowExchange(gradients.rows.shape[1], dtype=gradients.rows.dtype, bucket_mb=bucket_mb)
+
+
+def keep_parts(
+    gradients: TaskGradients, exchange: RowExchange, pending: MutableMapping[int, Callable[[], Tensor]]
+) -> None:
+    """Leave in `gradients` this rank's part of the ranks' sum.
+
+    Args:
+        gradients: local ones.
+        exchange: what they were sent by.
+        pending: task number → what waits for its part, in the order of sending; the other tasks are zeros. It is
+            emptied, as each entry holds what its task received.
+    """
+    num_columns = sum(end - start for start, end in exchange.owned)
+    part = gradients.rows.new_zeros(len(gradients.rows), num_columns)
+    for task_idx in list(pending):
+        part[task_idx] = pending.pop(task_idx)()
+    gradients.keep_part(part, exchange.owned)

@@ -48,7 +48,7 @@ from perception.engine.task_forwards import Plan, balancer_that_changes_the_mode
 from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
 from perception.engine.vocabulary import check_vocabulary, read_vocabulary
-from perception.engine.work_dir import WorkDirError, WorkDirLock, prepare_work_dir
+from perception.engine.work_dir import WorkDirLock, check_free, holds_run, prepare_work_dir
 from perception.registry import RUNNERS, SCOPE, STRATEGIES
 from perception.utils import get_logger, write_json_atomic
 
@@ -247,7 +247,8 @@ class PerceptionRunner(FlexibleRunner):
         self.call_hook("at_start")
         lock: AbstractContextManager = WorkDirLock(self.work_dir) if self.rank == 0 else nullcontext()
         with lock:
-            self._check_free()
+            if not self._resume:
+                check_free(self.work_dir)
             if self.rank == 0:
                 write_json_atomic(os.path.join(self.work_dir, CONFIG_FILE), to_plain(self.cfg.to_dict()))
                 write_json_atomic(os.path.join(self.work_dir, ENV_FILE), describe_environment())
@@ -363,7 +364,7 @@ class PerceptionRunner(FlexibleRunner):
         source = self._resume if isinstance(self._resume, str) else None
         if self._resume is True:
             # A run that started from other weights (load_from) goes on from its own checkpoints.
-            source = self.work_dir if self._has_checkpoints() else self._load_from
+            source = self.work_dir if holds_run(self.work_dir) else self._load_from
             if source is None:
                 logger.info("resume: %s holds no checkpoint yet, starting from the beginning", self.work_dir)
                 return
@@ -473,17 +474,6 @@ class PerceptionRunner(FlexibleRunner):
             for name, loop in loops.items()
             if hasattr(loop, "evaluator")
         }
-
-    def _has_checkpoints(self) -> bool:
-        folder = Path(self.work_dir) / CHECKPOINTS_DIR
-        return folder.is_dir() and any(folder.glob("step_*"))
-
-    def _check_free(self) -> None:
-        if self._has_checkpoints() and not self._resume:
-            raise WorkDirError(
-                "work_dir holds a run already. Continue it with --resume, or choose another work_dir",
-                path=self.work_dir,
-            )
 
     def _write_train_summary(self) -> None:
         memory = max_over_ranks(round(peak_memory_mb()))

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from perception.checkpoint.names import CHECKPOINTS_DIR
+
 LOCK_FILE = ".lock"
 
 
@@ -48,6 +50,24 @@ def prepare_work_dir(path: str | Path) -> Path:
         with suppress(OSError):
             probe.unlink()
     return folder
+
+
+def holds_run(path: str | Path) -> bool:
+    """Whether a run has left a checkpoint in the work directory."""
+    folder = Path(path) / CHECKPOINTS_DIR
+    return folder.is_dir() and any(folder.glob("step_*"))
+
+
+def check_free(path: str | Path) -> None:
+    """Refuse a work directory that a new run would write over.
+
+    Raises:
+        WorkDirError: it holds a run.
+    """
+    if holds_run(path):
+        raise WorkDirError(
+            "work_dir holds a run already. Continue it with --resume, or choose another work_dir", path=path
+        )
 
 
 class WorkDirLock:
