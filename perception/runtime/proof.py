@@ -235,9 +235,8 @@ def _step_differences(
         return differences
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _SETS}
     for row in range(len(expected["scores"])):
-        for name, values in _compare_sets(
-            *(expected[name][row] for name in _SETS), *(actual[name][row] for name in _SETS), min_score
-        ).items():
+        mine, other = ({name: steps[name][row] for name in _SETS} for steps in (expected, actual))
+        for name, values in _compare_sets(mine, other, min_score).items():
             parts[name].append(values)
     return differences | {name: _summary(np.concatenate(values)) for name, values in parts.items()}
 
@@ -248,15 +247,9 @@ def _array_differences(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     return np.abs(np.asarray(actual, np.float64) - expected)
 
 
-def _compare_sets(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    other_boxes: np.ndarray,
-    other_scores: np.ndarray,
-    other_labels: np.ndarray,
-    min_score: float,
-) -> dict[str, np.ndarray]:
+def _compare_sets(expected: Arrays, actual: Arrays, min_score: float) -> dict[str, np.ndarray]:
+    boxes, scores, labels = (expected[name] for name in _SETS)
+    other_boxes, other_scores, other_labels = (actual[name] for name in _SETS)
     ranked, other_ranked = -np.sort(-scores.astype(np.float64)), -np.sort(-other_scores.astype(np.float64))
     score_diff = np.abs(ranked - other_ranked)[(ranked >= min_score) | (ranked.max(initial=0) < min_score)]
     slack = float(np.nan_to_num(score_diff, nan=np.inf).max(initial=0.0))
