@@ -161,14 +161,20 @@ def check(
 
 
 def write_steps(path: str | Path, steps: Sequence[Arrays]) -> None:
-    """Write arrays of steps as `<step>/<name>`, compressed, without pickles.
+    """Write arrays of steps as `<step>/<name>`, compressed.
 
     Args:
         path: `.npz` file.
-        steps: per step, name → array.
+        steps: per step, name → array of numbers.
+
+    Raises:
+        ValueError: an array holds objects, which only a pickle could.
     """
     arrays = {f"{number}/{name}": array for number, step in enumerate(steps) for name, array in step.items()}
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name} holds objects, not numbers.")
+    np.savez_compressed(path, **arrays)
 
 
 def read_steps(path: str | Path, num_steps: int) -> list[dict[str, np.ndarray]]:
