@@ -27,8 +27,8 @@ from perception.engine.balance_variants import (
 from perception.engine.balance_workloads import Workload
 from perception.engine.jsonl_log import JsonlLog
 from perception.engine.run_folder import describe_environment
-from perception.engine.seed_statistics import markdown_table
 from perception.utils import Progress
+from perception.utils.seed_statistics import markdown_table
 
 _MIB = 2**20
 GRAM_INTERVAL = 100

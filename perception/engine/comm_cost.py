@@ -11,7 +11,7 @@ from typing import Any
 
 from perception.balancing import build_balancer
 from perception.engine.comm_model import MODES, Mode, StepShape, modes_of, num_trunk_backwards, step_exchanges
-from perception.engine.seed_statistics import markdown_table
+from perception.utils.seed_statistics import markdown_table
 
 _NODE = 8  # GPUs of a DGX A100
 _SKETCH_CHUNK = 1 << 20  # columns that a sketch takes at once

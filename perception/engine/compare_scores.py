@@ -9,9 +9,9 @@ from typing import Any
 from perception.config.types import type_name
 from perception.engine.jsonl_log import read_log
 from perception.engine.run_folder import LOG_FILE, SUMMARY_FILE
-from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
 from perception.evaluation import LOWER_IS_BETTER, acc_mtl, delta_m
 from perception.utils import read_json
+from perception.utils.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
 
 COLUMNS = ("NDS", "mAP", "AP", "AP50", "mIoU", "mAcc", "mAVE", "mATE", "mASE", "mAOE", "mAAE")
 DEFAULT_SCORES: dict[str, tuple[str, ...]] = {"det": ("NDS",), "seg": ("mIoU",)}

@@ -8,8 +8,8 @@ from typing import Any
 from perception.balancing.build import Spec
 from perception.config import ConfigError
 from perception.engine.compare_scores import relative_sizes
-from perception.engine.seed_statistics import SeedMean, markdown_table
 from perception.utils import did_you_mean, read_json
+from perception.utils.seed_statistics import SeedMean, markdown_table
 
 _KEYS = ("title", "scores", "columns", "names", "balancers", "published")
 _SINGLE, _SIZE, _DROP = "single", "#P", "delta_m"

@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from perception.engine.digits_training import LOWER_IS_BETTER, METRICS, TASKS
-from perception.engine.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
 from perception.evaluation import acc_mtl, delta_m
+from perception.utils.seed_statistics import SeedMean, markdown_table, metrics_over_seeds, over_seeds
 
 
 def describe_runs(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

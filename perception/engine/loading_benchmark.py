@@ -9,8 +9,8 @@ from perception.config import ConfigError
 from perception.config.image_sizes import step_name
 from perception.datasets import image_cache_problems
 from perception.engine.run_folder import describe_environment
-from perception.engine.seed_statistics import markdown_table
 from perception.registry import DATASETS
+from perception.utils.seed_statistics import markdown_table
 
 _LOAD, _RESIZE = "LoadMultiViewImages", "ResizeMultiView"
 _NUM_ROUNDS = 3

@@ -21,8 +21,8 @@ from perception.engine.balance_workloads import Workload
 from perception.engine.collectives import any_over_ranks, max_over_ranks, world_size
 from perception.engine.comm_counter import socket_bytes_sent
 from perception.engine.run_folder import describe_environment
-from perception.engine.seed_statistics import markdown_table
 from perception.utils import did_you_mean
+from perception.utils.seed_statistics import markdown_table
 
 DDP = "ddp"
 _OURS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perception.engine.part_timer import REST
-from perception.engine.seed_statistics import markdown_table
 from perception.engine.timed_parts import BACKWARD, BALANCING, OPTIMISER, ORDER, Watch
+from perception.utils.seed_statistics import markdown_table
 
 BACKWARD_ROW = "backward"
 _LAST = (BACKWARD_ROW, BALANCING, OPTIMISER, REST)

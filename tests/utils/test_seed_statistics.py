@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from perception.engine.seed_statistics import markdown_table, metrics_over_seeds, over_seeds
+from perception.utils.seed_statistics import markdown_table, metrics_over_seeds, over_seeds
 
 
 @pytest.mark.parametrize("num", [2, 3, 10])
