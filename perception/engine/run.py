@@ -16,7 +16,14 @@ from perception.checkpoint import check_path
 from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
-from perception.engine.run_folder import LOG_FILE, METRICS_FILE, headline_scores, to_plain, update_summary
+from perception.engine.run_folder import (
+    LOG_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    headline_scores,
+    to_plain,
+    update_summary,
+)
 from perception.engine.runner import PerceptionRunner
 from perception.engine.scene_sampler import SceneSampler, read_scene_tokens
 from perception.engine.task_forwards import predict_by_groups
@@ -55,8 +62,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate on the test loader's data (the validation loader's, if there is no test loader).
 
-    Writes `metrics.json` and `summary.json` into `cfg.work_dir`; an untrained model's numbers go under `untrained` in
-    the summary, a subset's nowhere but into `metrics_subset.json`.
+    Writes `metrics.json`, `metrics_per_sample.json` and `summary.json` into `cfg.work_dir`; an untrained model's
+    numbers go under `untrained` in the summary, a subset's nowhere but into `metrics_subset.json`.
 
     Args:
         cfg: the config; not changed.
@@ -93,7 +100,12 @@ def evaluate(
             "only %d samples are evaluated: these numbers are not comparable", len(loop.dataloader.dataset)
         )
         runner.accept_subsets()
+    is_whole = subset is None and submission is None and not untrained
+    for metric in loop.evaluator.metrics:
+        metric.keeps_sample_scores = is_whole
     metrics = to_plain(runner.test())
+    if runner.rank == 0 and is_whole:
+        _write_sample_scores(Path(runner.work_dir), loop.evaluator.metrics, model_path)
     if runner.rank == 0 and submission is None:
         _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
     return metrics
@@ -211,6 +223,15 @@ def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
     # From the run's own log: a metrics.json may lie there from an evaluation of something else.
     last = last_evaluation(Path(runner.work_dir) / LOG_FILE, step=runner.iter)
     return {} if last is None else headline_scores(last["metrics"])
+
+
+def _write_sample_scores(folder: Path, metrics: Sequence[Any], model_path: str | Path | None) -> None:
+    samples: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        for token, scores in getattr(metric, "sample_scores", {}).items():
+            samples.setdefault(token, {}).update(scores)
+    content = {"model": str(model_path), "samples": dict(sorted(samples.items()))}
+    write_json_atomic(folder / SAMPLES_FILE, to_plain(content), indent=None)
 
 
 def _write_metrics(

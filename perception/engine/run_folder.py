@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 ENV_FILE = "env.json"
 LOG_FILE = "log.jsonl"
 METRICS_FILE = "metrics.json"
+SAMPLES_FILE = "metrics_per_sample.json"
 SUMMARY_FILE = "summary.json"
 
 # Keys that say where and how a run is started, not what it computes.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
@@ -21,6 +22,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.splits import get_scenes_of_split
 
+from perception.evaluation.sample_precision import sample_precision
 from perception.utils import DataError, read_json
 
 _TABLES = (
@@ -144,7 +146,8 @@ def evaluate_detections(
     sample_tokens: Sequence[str],
     whole_split: bool,
     has_predictions: bool,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    keeps_sample_scores: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, float]]]:
     """Run the official detection evaluation (configuration `detection_cvpr_2019`).
 
     The whole split goes through `DetectionEval` itself. A part of it, an all-empty prediction and a split
@@ -158,9 +161,11 @@ def evaluate_detections(
         sample_tokens: the samples to evaluate.
         whole_split: whether these are all the split's samples.
         has_predictions: whether the result file holds any box.
+        keeps_sample_scores: score each sample alone, too.
 
     Returns:
-        The devkit's `metrics_summary.json` and `metrics_details.json` as dicts (may hold NaN).
+        The devkit's `metrics_summary.json` and `metrics_details.json` as dicts (may hold NaN), and sample token →
+        {"mAP": `sample_precision`} of the samples with a box that counts, empty if not asked for.
     """
     config = config_factory("detection_cvpr_2019")
     with quiet(), tempfile.TemporaryDirectory() as scratch:
@@ -170,4 +175,25 @@ def evaluate_detections(
         else:
             evaluation = _PartEval(tables, config, str(result_path), sample_tokens)
         metrics, details = evaluation.evaluate()
-    return metrics.serialize(), details.serialize()
+    samples = _score_samples(evaluation, config) if keeps_sample_scores else {}
+    return metrics.serialize(), details.serialize(), samples
+
+
+def _score_samples(evaluation: DetectionEval, config: DetectionConfig) -> dict[str, dict[str, float]]:
+    scores = {}
+    for token in evaluation.gt_boxes.sample_tokens:
+        true_centres, true_labels, _ = _arrays(evaluation.gt_boxes[token])
+        centres, labels, confidences = _arrays(evaluation.pred_boxes[token])
+        precision = sample_precision(
+            centres, confidences, labels, true_centres, true_labels, distances=config.dist_ths
+        )
+        if precision is not None:
+            scores[token] = {"mAP": precision}
+    return scores
+
+
+def _arrays(boxes: Sequence[DetectionBox]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, 2) centres, global frame, metres, (n,) class names and (n,) scores."""
+    centres = np.array([box.translation[:2] for box in boxes], dtype=np.float64).reshape(-1, 2)
+    names = np.array([box.detection_name for box in boxes], dtype=np.str_)
+    return centres, names, np.array([box.detection_score for box in boxes], dtype=np.float64)

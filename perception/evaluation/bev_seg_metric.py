@@ -153,6 +153,17 @@ class BEVSegMetric(GatheredMetric):
             "seg_comparable": not self.is_subset,
         }
 
+    def score_samples(self, results: dict[str, np.ndarray | None]) -> dict[str, dict[str, float]]:
+        """Each sample's mIoU, over the map classes that its ground truth or its prediction holds."""
+        scores = {}
+        for token, counts in results.items():
+            if counts is None:
+                continue
+            hits, union = counts[0, 1:], counts.sum(axis=0)[1:]
+            if union.any():
+                scores[token] = {"mIoU": float((hits[union > 0] / union[union > 0]).mean())}
+        return scores
+
 
 def _mask(pixel_data: Mapping[str, Any]) -> np.ndarray:
     """(rows, columns) of a PixelData or its dict."""

@@ -45,10 +45,14 @@ class GatheredMetric(BaseMetric):
     token_key = "sample_token"
     """Key of a data sample by which it is known."""
 
+    keeps_sample_scores = False
+    """Whether `evaluate` fills `sample_scores`; `perception test` asks for it, the validations of a training do not."""
+
     def __init__(self, *, subset: bool = False) -> None:
         # The empty prefix is deliberate (keys are NDS, mIoU, ...); MMEngine warns only about None.
         super().__init__(collect_device="cpu", prefix=None)
         self.is_subset = subset
+        self.sample_scores: dict[str, dict[str, float]] = {}  # main rank only
 
     @abstractmethod
     def process_sample(self, sample: Mapping[str, Any]) -> Any:
@@ -57,6 +61,13 @@ class GatheredMetric(BaseMetric):
     @abstractmethod
     def compute_metrics(self, results: dict[str, Any]) -> dict[str, Any]:
         """Numbers from all results, keyed and sorted by sample token. Called on the main rank only."""
+
+    def score_samples(self, results: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Token → scores of that sample alone, to find good and bad ones; called after `compute_metrics`.
+
+        They are no parts of the whole split's scores: these are not means over samples.
+        """
+        return {}
 
     def expected_tokens(self) -> Iterable[str] | None:
         """Tokens that must all be present; None if only their number is known. Main rank only."""
@@ -134,7 +145,11 @@ class GatheredMetric(BaseMetric):
             logger.debug("%s: %d repeated samples dropped.", type(self).__name__, num_seen - len(merged))
         if not self.is_subset:
             self._check_complete(merged, size)
-        return self.compute_metrics({token: merged[token] for token in sorted(merged)})
+        results = {token: merged[token] for token in sorted(merged)}
+        metrics = self.compute_metrics(results)
+        if self.keeps_sample_scores:
+            self.sample_scores = self.score_samples(results)
+        return metrics
 
     def _check_complete(self, merged: Mapping[str, Any], size: int) -> None:
         expected = self.expected_tokens()

@@ -91,6 +91,7 @@ class NuScenesDetectionMetric(GatheredMetric):
         self.format_only = format_only
         self._class_names = class_names
         self._has_warned = False
+        self._of_samples: dict[str, dict[str, float]] = {}
 
     @cached_property
     def tables(self) -> NuScenes:
@@ -172,6 +173,10 @@ class NuScenesDetectionMetric(GatheredMetric):
                 return {}
             return self._score(results, result_path)
 
+    def score_samples(self, results: dict[str, SampleBoxes]) -> dict[str, dict[str, float]]:
+        """Each sample's mAP, see `sample_precision`."""
+        return {} if self.format_only else self._of_samples
+
     def evaluate(self, size: int) -> dict[str, Any]:
         """As the base class; the full set's tables are gigabytes, which the training goes on without."""
         try:
@@ -220,13 +225,14 @@ class NuScenesDetectionMetric(GatheredMetric):
         has_boxes = any(len(found) for found in results.values())
         if not has_boxes:
             logger.warning("No box was predicted in %d samples: NDS and mAP are 0.", len(results))
-        summary, details = evaluate_detections(
+        summary, details, self._of_samples = evaluate_detections(
             tables=self.tables,
             result_path=result_path,
             eval_set=self.eval_set,
             sample_tokens=list(results),
             whole_split=whole_split,
             has_predictions=has_boxes,
+            keeps_sample_scores=self.keeps_sample_scores,
         )
         if self.out_dir is not None:
             write_json_atomic(self.out_dir / "metrics_summary.json", _without_nan(summary))
