@@ -1,7 +1,6 @@
 """``perception config ls | show | diff``."""
 
 import argparse
-from collections.abc import Iterator
 from typing import Any
 
 from perception.cli import exit_codes
@@ -74,23 +73,12 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_diff(args: argparse.Namespace) -> int:
     """Compare."""
-    from perception.config import dump_json, load_config
+    from perception.config import dump_json, flatten, load_config
 
-    first = dict(_flatten(dump_json(load_config(args.first)), ""))
-    second = dict(_flatten(dump_json(load_config(args.second)), ""))
+    first = dict(flatten(dump_json(load_config(args.first))))
+    second = dict(flatten(dump_json(load_config(args.second))))
     for key in sorted({*first, *second}):
         before, after = first.get(key, "(absent)"), second.get(key, "(absent)")
         if before != after:
             print(f"{key}: {before} -> {after}")
     return exit_codes.OK
-
-
-def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    items = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    )
-    if items is None or not value:
-        yield path, value
-        return
-    for key, inner in items:
-        yield from _flatten(inner, f"{path}.{key}" if path else str(key))

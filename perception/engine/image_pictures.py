@@ -23,6 +23,7 @@ def draw_image_item(
     *,
     prediction: Any | None = None,
     score_threshold: float = 0.3,
+    is_tall: bool = False,
 ) -> np.ndarray:
     """The sheet of a packed item, as training sees it; or with a prediction, in the pixels of the file.
 
@@ -31,6 +32,7 @@ def draw_image_item(
         dataset: the dataset it comes from.
         prediction: data sample with `pred_instances` or `pred_sem_seg`, in pixels of the file.
         score_threshold: boxes below are not drawn.
+        is_tall: the panels are below each other.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -55,6 +57,7 @@ def draw_image_item(
         score_threshold=score_threshold,
         box_classes=tuple(names["classes"]),
         seg_classes=tuple(names["seg_classes"]),
+        is_tall=is_tall,
         title=metainfo["frame_name"],
     )
 

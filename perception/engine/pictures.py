@@ -15,11 +15,12 @@ from perception.engine.run import predict
 from perception.engine.run_folder import update_summary
 from perception.registry import DATASETS
 from perception.structures import MapGrid
-from perception.utils import write_json_atomic
+from perception.utils import DataError, write_json_atomic
 from perception.visualization import save_image
 
 _WARM_UP = 3
 _MAX_SAVED_BOXES = 100
+_SMALL_CELL = 400  # pixels
 
 
 def draw_predictions(
@@ -30,7 +31,9 @@ def draw_predictions(
     index: str | Path | None = None,
     data_root: str | Path | None = None,
     num: int | None = None,
+    tokens: Sequence[str] | None = None,
     score_threshold: float = 0.2,
+    is_tall: bool = False,
 ) -> list[Path]:
     """Predict samples, and write a sheet of each and one `predictions.json`.
 
@@ -44,13 +47,15 @@ def draw_predictions(
         index: index file to predict instead of the test loader's.
         data_root: what that index's image paths are relative to; None tries the folders around it.
         num: number of samples, evenly spread; None takes all.
+        tokens: draw these samples instead: their tokens, or names of images with or without the ending.
         score_threshold: boxes below are not drawn.
+        is_tall: sheets for narrow pages: parts below each other, and smaller.
 
     Returns:
         The files written, `predictions.json` last.
 
     Raises:
-        DataError: the index or an image is missing or defective.
+        DataError: the index or an image is missing or defective, or there is no sample of a token.
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     settings = dict(evaluation_parts(cfg)[0]["dataset"])
@@ -60,11 +65,15 @@ def draw_predictions(
         settings.update(ann_file=str(Path(index).absolute()), data_root=str(root), pipeline=pipeline)
     dataset = DATASETS.build(settings)
     total = len(dataset)
-    chosen = range(total) if num is None else np.linspace(0, total - 1, min(num, total)).round().astype(int)
+    chosen: Sequence[Any] = range(total)
+    if tokens is not None:
+        chosen = _positions(dataset.sample_tokens, tokens)
+    elif num is not None:
+        chosen = list(np.linspace(0, total - 1, min(num, total)).round().astype(int))
     order, drawn = _with_history(dataset.scene_tokens, [int(item) for item in chosen])
     frame = "LiDAR, bottom-centre x y z l w h yaw vx vy"
     map_grid = map_grid_of(settings["pipeline"])
-    written, records = [], {}
+    written, records, pictures = [], {}, {}
     results = predict(cfg, model_path, dataset=dataset, indices=order)
     for item, is_drawn, result in zip(order, drawn, results, strict=True):
         if not is_drawn:
@@ -73,14 +82,17 @@ def draw_predictions(
         packed = dataset[item]
         if is_image_item(packed):
             frame = "pixels of the image file, x1 y1 x2 y2, far edges outside"
-            sheet = draw_image_item(packed, dataset, prediction=result, score_threshold=score_threshold)
+            sheet = draw_image_item(
+                packed, dataset, prediction=result, score_threshold=score_threshold, is_tall=is_tall
+            )
             records[token] = image_record(result, dataset.metainfo["classes"], num=_MAX_SAVED_BOXES)
         else:
-            sheet = _draw(packed, result, map_grid, score_threshold, dataset)
+            sheet = _draw(packed, result, map_grid, score_threshold, dataset, is_tall)
             records[token] = _record(result, dataset.class_names)
         written.append(save_image(Path(out) / f"prediction_{item:06d}_{short_name(token)}.jpg", sheet))
+        pictures[token] = written[-1].name
     path = Path(out) / "predictions.json"
-    write_json_atomic(path, {"frame": frame, "samples": records})
+    write_json_atomic(path, {"frame": frame, "pictures": pictures, "samples": records})
     return [*written, path]
 
 
@@ -102,6 +114,14 @@ def _tolerant(step: Any) -> Any:
     return {**step, "on_missing": "skip"} if "grid" in step else step
 
 
+def _positions(known: Sequence[str], tokens: Sequence[str]) -> list[int]:
+    at = {name: position for position, token in enumerate(known) for name in (short_name(token), token)}
+    for token in tokens:
+        if token not in at:
+            raise DataError("this data holds no such sample", sample_token=token)
+    return sorted({at[token] for token in tokens})
+
+
 def _with_history(scenes: Sequence[str], chosen: Sequence[int]) -> tuple[list[int], list[bool]]:
     order: list[int] = []
     drawn: list[bool] = []
@@ -116,7 +136,7 @@ def _with_history(scenes: Sequence[str], chosen: Sequence[int]) -> tuple[list[in
 
 
 def _draw(
-    item: Any, result: Any, map_grid: MapGrid | None, score_threshold: float, dataset: Any
+    item: Any, result: Any, map_grid: MapGrid | None, score_threshold: float, dataset: Any, is_tall: bool
 ) -> np.ndarray:
     truth = item["data_samples"]
     boxes, labels, scores = _boxes(result)
@@ -133,6 +153,8 @@ def _draw(
         gt_map_mask=mask_of(truth, "gt_bev_seg"),
         score_threshold=score_threshold,
         map_grid=map_grid,
+        is_tall=is_tall,
+        **({"cell_width": _SMALL_CELL} if is_tall else {}),
     )
 
 

@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from perception.utils import iter_json_lines
-from perception.visualization.balance_records import BalanceRecords, Series
-from perception.visualization.curves import TASK_COLOURS, bare_axes, save_figure, smooth
+from perception.visualization.balance_records import BalanceRecords
+from perception.visualization.series import Series, binned, mean_of, smooth, with_gaps
+
+TASK_COLOURS = ("#2f5d8a", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7", "#5c6b73")
+"""Colours of curves, one per task."""
 
 _DPI = 110
 _WIDTH = 11.0
-_MAX_COLUMNS = 120
 _MAX_EPOCH_MARKS = 24
-_GAP = 4.0  # a series is interrupted where its steps are this many times further apart than usual
 _INK, _SOFT, _EMPTY = "#1d2530", "#5d6b7d", "#eceff3"
 _CONFLICT = "#b2182b"
 _PHASES = ("#cdd9e8", "#f3dcc0", "#d8e8d3", "#e6d9ec")
@@ -83,7 +85,10 @@ def plot_balance(log_path: str | Path, out_path: str | Path) -> Path:
         x=0.01,
         ha="left",
     )
-    return save_figure(figure, out_path)
+    path = Path(out_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(str(path))
+    return path
 
 
 def _rows(records: BalanceRecords) -> list[_Row]:
@@ -126,7 +131,9 @@ def _draw_cosines(axes: Axes, side: Axes, records: BalanceRecords) -> None:
     edges, values = binned(records.cosines)
     limit = max(float(np.ceil(np.nanmax(np.abs(values)) * 10) / 10), 0.1)
     mesh = _heat(axes, edges, values, cmap="RdBu", vmin=-limit, vmax=limit)
-    names = [f"{pair.replace('/', ' / ')}  {_mean(series):+.2f}" for pair, series in records.cosines.items()]
+    names = [
+        f"{pair.replace('/', ' / ')}  {mean_of(series):+.2f}" for pair, series in records.cosines.items()
+    ]
     axes.set_yticks(range(len(names)), names)
     _title(axes, "cosine of task gradients (mean beside each pair; red: conflict)")
     _colour_bar(side, mesh, [-limit, 0, limit], [f"{-limit:+.1f}", "0", f"{limit:+.1f}"])
@@ -135,7 +142,7 @@ def _draw_cosines(axes: Axes, side: Axes, records: BalanceRecords) -> None:
 def _draw_projections(axes: Axes, side: Axes, records: BalanceRecords) -> None:
     edges, values = binned(records.projected)
     mesh = _heat(axes, edges, values, cmap="Oranges", vmin=0, vmax=1)
-    names = [f"{pair}  {_mean(series):.0%}" for pair, series in records.projected.items()]
+    names = [f"{pair}  {mean_of(series):.0%}" for pair, series in records.projected.items()]
     axes.set_yticks(range(len(names)), names)
     _title(axes, "share of updates in which a gradient lost its part against another's (first → second)")
     _colour_bar(side, mesh, [0, 1], ["never", "always"])
@@ -149,7 +156,7 @@ def _draw_share(axes: Axes, side: Axes, series: Series) -> None:
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     _title(axes, "share of pairs in conflict (running mean)")
-    _legend(side, [(f"mean {_mean(series):.0%}", _CONFLICT)])
+    _legend(side, [(f"mean {mean_of(series):.0%}", _CONFLICT)])
 
 
 def _draw_lines(
@@ -167,7 +174,7 @@ def _draw_lines(
         axes.plot(*with_gaps(steps, values), color=colour, alpha=0.22, linewidth=0.7)
         marker = "o" if len(steps) == 1 else None
         axes.plot(*with_gaps(steps, smoothed), color=colour, linewidth=1.7, marker=marker, markersize=4)
-        entries.append((f"{task or 'mean'}  {_mean(series):.3g}", colour))
+        entries.append((f"{task or 'mean'}  {mean_of(series):.3g}", colour))
     if is_log:
         axes.set_yscale("log")
     elif is_positive:
@@ -188,59 +195,6 @@ def _draw_phases(axes: Axes, records: BalanceRecords) -> None:
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     _title(axes, "phase")
-
-
-def binned(rows: Mapping[str, Series]) -> tuple[np.ndarray, np.ndarray]:
-    """Means over stretches of steps, for a heat map.
-
-    Args:
-        rows: name → series.
-
-    Returns:
-        edges: (columns + 1,), steps.
-        values: (rows, columns), NaN where a row has nothing.
-
-    Example:
-        >>> edges, values = binned({"a/b": [(1.0, 0.5), (2.0, -0.5)], "a/c": [(2.0, 1.0)]})
-        >>> edges.tolist(), values.tolist()
-        ([0.5, 1.5, 2.5], [[0.5, -0.5], [nan, 1.0]])
-    """
-    steps = np.unique([step for series in rows.values() for step, _ in series])
-    usual = _usual_distance(steps)
-    edges: list[float] = []
-    for stretch in np.split(steps, np.flatnonzero(np.diff(steps) > _GAP * usual) + 1):
-        count = max(round(_MAX_COLUMNS * len(stretch) / len(steps)), 1)
-        chunks = np.array_split(stretch, min(count, len(stretch)))
-        edges += [chunks[0][0] - usual / 2]
-        edges += [(left[-1] + right[0]) / 2 for left, right in zip(chunks, chunks[1:], strict=False)]
-        edges += [stretch[-1] + usual / 2]  # up to the next stretch a column stays empty
-    values = np.full((len(rows), len(edges) - 1), np.nan)
-    for number, series in enumerate(rows.values()):
-        at, value = np.array(series).T
-        column = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, len(edges) - 2)
-        counts = np.bincount(column, minlength=len(edges) - 1)
-        sums = np.bincount(column, weights=value, minlength=len(edges) - 1)
-        values[number, counts > 0] = sums[counts > 0] / counts[counts > 0]
-    return np.array(edges), values
-
-
-def with_gaps(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve with a NaN wherever its steps are much further apart than usual, so that no line bridges them.
-
-    Example:
-        >>> with_gaps(np.array([1.0, 2.0, 3.0, 20.0]), np.array([1.0, 1.0, 1.0, 0.0]))[1].tolist()
-        [1.0, 1.0, 1.0, nan, 0.0]
-    """
-    gaps = np.flatnonzero(np.diff(steps) > _GAP * _usual_distance(steps)) + 1
-    return np.insert(steps, gaps, np.nan), np.insert(values, gaps, np.nan)
-
-
-def _usual_distance(steps: np.ndarray) -> float:
-    return float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
-
-
-def _mean(series: Series) -> float:
-    return float(np.mean([value for _, value in series]))
 
 
 def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, **options: Any) -> Any:
@@ -295,6 +249,6 @@ def _name_epochs(axes: Axes, records: BalanceRecords) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    bare_axes(axes)
-    axes.tick_params(colors=_SOFT)
+    axes.tick_params(labelsize=8, colors=_SOFT)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c5ccd6")

@@ -6,9 +6,7 @@ from itertools import permutations
 from typing import Any
 
 from perception.visualization.log_records import is_number, step_of
-
-Series = list[tuple[float, float]]
-"""(step, value) pairs."""
+from perception.visualization.series import Series
 
 _TASK_ROWS = ("weights", "coefficients", "grad_norms")
 _KNOWN = (*_TASK_ROWS, "cosines", "conflict_share", "phase")

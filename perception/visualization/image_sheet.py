@@ -55,6 +55,7 @@ def draw_image_sample(
     box_classes: tuple[str, ...] = BDD_BOX_CLASSES,
     seg_classes: tuple[str, ...] = BDD_SEG_CLASSES,
     panel_width: int = 720,
+    is_tall: bool = False,
     title: str = "",
 ) -> np.ndarray:
     """Sheet of a picture: one panel per set of labels, and a legend of the classes that occur.
@@ -66,6 +67,7 @@ def draw_image_sample(
         box_classes: names of the boxes' labels.
         seg_classes: names of the masks' values.
         panel_width: width of one panel, pixels.
+        is_tall: the panels are below each other, for narrow pages.
         title: written above.
 
     Returns:
@@ -93,8 +95,9 @@ def draw_image_sample(
     for layer, all_of_it in zip(shown, layers, strict=True):
         panel = _panel(image, layer, box_palette, seg_palette, panel_width)
         caption = _caption(panel.shape[1], layer, all_of_it, score_threshold)
-        panels += [np.concatenate([caption, panel]), blank(len(caption) + len(panel), _GAP, PAPER)]
-    body = np.concatenate(panels[:-1], axis=1)
+        gap = blank(_GAP, panel_width, PAPER) if is_tall else blank(len(caption) + len(panel), _GAP, PAPER)
+        panels += [np.concatenate([caption, panel]), gap]
+    body = np.concatenate(panels[:-1], axis=0 if is_tall else 1)
     header = blank(_HEADER, body.shape[1], PAPER)
     draw_text(header, title, (2, _HEADER / 2), size=16, bold=True, anchor="lm")
     legend = _legend(body.shape[1], shown, box_classes, box_palette, seg_classes, seg_palette)

@@ -19,6 +19,9 @@ TP_ERRORS = {
 }
 """True-positive errors and their units."""
 
+NO_PICTURES = "There are no pictures of predictions (pictures/ is empty or absent)."
+"""Said of a folder without any; the report leaves it out where it shows others."""
+
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FILES = {
     "summary": "the demo's result (NDS, mIoU, times)",
@@ -70,7 +73,7 @@ class RunSummary:
                 setattr(run, name, content)
         if len(run.missing) == len(_FILES) and not (folder / "log.jsonl").exists():
             raise DataError(
-                "this is not a run folder: it holds none of summary.json, metrics.json, config.json, "
+                "this is no run folder: it holds none of summary.json, metrics.json, config.json, "
                 "env.json, log.jsonl",
                 path=folder,
             )
@@ -131,7 +134,7 @@ class RunSummary:
             files = sorted((self.folder / "pictures").iterdir())
             self.pictures = [path for path in files if path.suffix.lower() in _PICTURE_SUFFIXES]
         if not self.pictures:
-            self.missing.append("There are no pictures of predictions (pictures/ is empty or absent).")
+            self.missing.append(NO_PICTURES)
 
 
 def number(value: Any) -> float | None:

@@ -28,6 +28,7 @@ CAMERA_ROWS = (
 
 _GAP = 6
 _LEGEND = 34
+_LINE = 22
 _HEADER = 40
 
 
@@ -49,9 +50,10 @@ def draw_sample(
     ground_z: float = GROUND_Z,
     bev_range: float = 51.2,
     cell_width: int = 512,
+    is_tall: bool = False,
     title: str = "",
 ) -> np.ndarray:
-    """Sheet of a sample: cameras left, bird's-eye view right.
+    """Sheet of a sample: cameras left, bird's-eye view right, or below.
 
     With ground truth, there are two views from above, truth and prediction; in the cameras, predictions are
     solid in class colours and the truth is dashed white, so the two cannot be mistaken. Without it, the given
@@ -74,6 +76,7 @@ def draw_sample(
         ground_z: height of the ground, LiDAR frame, metres.
         bev_range: the view from above shows ±bev_range, metres.
         cell_width: width of one camera's picture, pixels.
+        is_tall: the view from above is below the cameras, for narrow pages.
         title: written above.
 
     Returns:
@@ -81,7 +84,7 @@ def draw_sample(
 
     Raises:
         ValueError: no image is given, one is not uint8 BGR, a camera has no `lidar2img`, or numbers of boxes,
-            labels and scores differ.
+        labels and scores differ.
     """
     _check(images, lidar2img, boxes, labels, scores, gt_boxes, gt_labels)
     if scores is not None:
@@ -113,10 +116,11 @@ def draw_sample(
             top, left = row * (cell_height + _GAP), column * (cell_width + _GAP)
             cameras[top : top + cell_height, left : left + cell_width] = cell
 
+    side = (cameras.shape[1] - _GAP) // 2 if is_tall else cameras.shape[0]
     view = BEVView(
         x_range=(-bev_range, bev_range),
         y_range=(-bev_range, bev_range),
-        pixels_per_metre=cameras.shape[0] / (2 * bev_range),
+        pixels_per_metre=side / (2 * bev_range),
     )
     paint = partial(draw_bev, view, map_grid=map_grid, map_classes=map_classes)
     panels = []
@@ -126,7 +130,8 @@ def draw_sample(
         panels.append(paint(truth, truth_colours, map_mask=gt_map_mask, title="Ground truth"))
     name = "Prediction" if has_truth or scores is not None else "Bird's-eye view"
     panels.append(paint(boxes, colours, map_mask=map_mask, title=name))
-    body = _beside([cameras, *(fit(panel, cameras.shape[0], cameras.shape[0], PAPER) for panel in panels)])
+    views = _beside([fit(panel, side, side, PAPER) for panel in panels])
+    body = _below(cameras, views) if is_tall else _beside([cameras, views])
     legend = _legend(
         body.shape[1],
         class_names,
@@ -225,6 +230,15 @@ def _beside(images: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=1)
 
 
+def _below(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The second image, which is no wider, under the middle of the first."""
+    space = first.shape[1] - second.shape[1]
+    padded = cv2.copyMakeBorder(
+        second, _GAP, 0, space // 2, space - space // 2, cv2.BORDER_CONSTANT, value=PAPER
+    )
+    return np.concatenate([first, padded])
+
+
 def _header(width: int, title: str, count: int, scores: np.ndarray | None, threshold: float) -> np.ndarray:
     header = blank(_HEADER, width, PAPER)
     draw_text(header, title, (2, _HEADER / 2), size=16, bold=True, anchor="lm")
@@ -243,16 +257,26 @@ def _legend(
         entries.append((f"map: {name.replace('_', ' ')}", (blue, green, red), "line"))
     if has_truth:
         entries.append(("ground truth (cameras)", TRUTH_COLOUR, "dash"))
-    legend = blank(_LEGEND, width, PAPER)
-    x, middle = 2.0, _LEGEND / 2
+    rows: list[list[tuple[float, str, Colour, str]]] = [[]]
+    x = 2.0
     for text, colour, kind in entries:
-        top, bottom = int(middle) - 6, int(middle) + 6
-        if kind == "box":
-            cv2.rectangle(legend, (int(x), top), (int(x) + 12, bottom), colour, -1)
-        else:
-            line = np.array([[[x, middle], [x + 16.0, middle]]])
-            draw_segments(legend, line, colour, 3 if kind == "line" else 2, 4.0 if kind == "dash" else 0.0)
-        x += 14 if kind == "box" else 18
-        draw_text(legend, text, (x + 5, middle), size=13, anchor="lm")
-        x += 5 + text_width(text, 13) + 16
+        step = (19 if kind == "box" else 23) + text_width(text, 13) + 16
+        if rows[-1] and x + step > width:
+            rows.append([])
+            x = 2.0
+        rows[-1].append((x, text, colour, kind))
+        x += step
+    legend = blank(_LEGEND + (len(rows) - 1) * _LINE, width, PAPER)
+    for number, row in enumerate(rows):
+        for x, text, colour, kind in row:
+            _legend_entry(legend, x, _LEGEND // 2 + number * _LINE, text, colour, kind)
     return legend
+
+
+def _legend_entry(legend: np.ndarray, x: float, middle: int, text: str, colour: Colour, kind: str) -> None:
+    if kind == "box":
+        cv2.rectangle(legend, (int(x), middle - 6), (int(x) + 12, middle + 6), colour, -1)
+    else:
+        line = np.array([[[x, middle], [x + 16.0, middle]]])
+        draw_segments(legend, line, colour, 3 if kind == "line" else 2, 4.0 if kind == "dash" else 0.0)
+    draw_text(legend, text, (x + (19 if kind == "box" else 23), middle), size=13, anchor="lm")

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.visualization import plot_balance, write_report
-from perception.visualization.balance import _rows, binned, with_gaps
+from perception.visualization import plot_balance
+from perception.visualization.balance import _rows
 from perception.visualization.balance_records import BalanceRecords
 from perception.visualization.log_records import loss_series, score_series
 
@@ -96,21 +96,6 @@ def test_phases_single_numbers_and_what_is_no_number():
     assert found.last_step == 5.0
 
 
-def test_columns_are_means_and_holes_stay_empty():
-    series = {"a/b": [(float(step), step % 2) for step in range(1, 601)], "a/c": [(1000.0, -1.0)]}
-    edges, values = binned(series)
-    assert values.shape == (2, len(edges) - 1)
-    assert (np.diff(edges) > 0).all()
-    assert 100 < values.shape[1] <= 122
-    is_full = ~np.isnan(values[0])
-    np.testing.assert_allclose(values[0, is_full], 0.5, atol=0.11)
-    hole = edges.searchsorted(800.0) - 1
-    assert np.isnan(values[:, hole]).all()
-    assert values[1, -1] == -1.0
-    steps, broken = with_gaps(np.array([1.0, 3.0, 5.0, 50.0]), np.ones(4))
-    assert np.isnan(steps).tolist() == np.isnan(broken).tolist() == [False, False, False, True, False]
-
-
 def test_only_what_is_there_gets_a_row(records):
     # Cosines, share, projections, coefficients, norms, priorities; the weights are all 1.
     assert len(_rows(BalanceRecords.from_log(records))) == 6
@@ -148,14 +133,6 @@ def test_a_log_without_balancing_is_refused_with_the_remedy(tmp_path, lines):
     ):
         plot_balance(write(tmp_path, lines), tmp_path / "balance.png")
     assert not (tmp_path / "balance.png").exists()
-
-
-def test_the_report_shows_it_where_there_is_some(tmp_path, records):
-    for name, lines, is_shown in (("with", records, True), ("without", [line(1)], False)):
-        write(tmp_path / name, lines)
-        page = write_report(tmp_path / name).read_text(encoding="utf-8")
-        assert ('alt="balancing over time"' in page) == is_shown
-        assert "The balancing is missing" not in page
 
 
 def test_curves_read_the_logs_of_training():

@@ -144,3 +144,16 @@ def test_contact_sheet_places_images_and_captions():
     assert sheet[37:60, 138:198].max() < 60  # none
     with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])
+
+
+def test_a_tall_sheet_has_its_views_below_and_wraps_its_legend(rig, box):
+    images, matrices = rig
+    options = {"gt_boxes": box, "gt_labels": np.array([0]), "cell_width": 200, "title": "x"}
+    wide = draw_sample(images, matrices, box, np.array([0]), np.ones(1), **options)
+    tall = draw_sample(images, matrices, box, np.array([0]), np.ones(1), is_tall=True, **options)
+    assert tall.shape[1] == 3 * 200 + 2 * 6 + 24 < wide.shape[1]
+    assert tall.shape[0] > wide.shape[0]
+    assert np.array_equal(cell(tall, 0, 1), cell(wide, 0, 1))
+    colour = np.array(CLASS_COLOURS["traffic_cone"])
+    legend = tall[-80:]
+    assert (np.abs(legend.astype(int) - colour).max(axis=-1) < 3).any()
