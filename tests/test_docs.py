@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "data" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(page for folder in ("", "cards", "methods") for page in sorted((ROOT / "docs" / folder).glob("*.md"))),
     *sorted((ROOT / "projects").glob("**/README.md")),
 ]
 

@@ -7,24 +7,7 @@ from typing import Any
 import numpy as np
 from pyquaternion import Quaternion
 
-MOVING_SPEED = 0.2
-"""Speed, m/s, above which an object counts as moving (mmdet3d's rule)."""
-
-_VEHICLE = ("vehicle.moving", "vehicle.parked")
-_CYCLE = ("cycle.with_rider", "cycle.without_rider")
-ATTRIBUTES: dict[str, tuple[str, str]] = {
-    "car": _VEHICLE,
-    "truck": _VEHICLE,
-    "construction_vehicle": _VEHICLE,
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    "trailer": _VEHICLE,
-    "barrier": ("", ""),
-    "motorcycle": _CYCLE,
-    "bicycle": _CYCLE,
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    "traffic_cone": ("", ""),
-}
-"""Per class: attribute of a moving and of a still object."""
+from perception.runtime.attributes import attribute_of
 
 
 def lidar2global(sample: Mapping[str, Any]) -> np.ndarray:
@@ -149,8 +132,6 @@ def boxes2entries(
     entries = []
     for index in range(count):
         name = class_names[int(labels[index])]
-        moving, still = ATTRIBUTES[name]
-        attribute = moving if speeds[index] > MOVING_SPEED else still
         turn = base * Quaternion(axis=(0.0, 0.0, 1.0), radians=float(boxes[index, 6]))
         length, width, height = boxes[index, 3:6]
         entries.append(
@@ -162,7 +143,9 @@ def boxes2entries(
                 "velocity": velocities[index, :2].tolist(),
                 "detection_name": name,
                 "detection_score": float(scores[index]),
-                "attribute_name": attribute if attributes is None else attributes[index],
+                "attribute_name": attribute_of(name, float(speeds[index]))
+                if attributes is None
+                else attributes[index],
             }
         )
     return entries

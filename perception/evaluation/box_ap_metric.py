@@ -8,22 +8,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from perception.config import ConfigError
-from perception.evaluation._bdd100k_toolkit import toolkit_module
 from perception.evaluation._official_bdd100k import official_box_scores
-from perception.evaluation.gathered_metric import GatheredMetric, logger
+from perception.evaluation.gathered_metric import logger
 from perception.evaluation.image_boxes import ImageBoxes, box_scores
+from perception.evaluation.image_metric import ImageMetric
 from perception.evaluation.scalabel_files import box_file, read_image_boxes
 from perception.registry import METRICS
 from perception.structures.driving_2d import BDD_BOX_CLASSES
-from perception.utils import DataError, write_bytes_atomic
+from perception.utils import write_bytes_atomic
 
-EVALUATORS = ("fast", "official")
 RESULT_FILE = "det.json"
 
 
 @METRICS.register_module()
-class BoxAPMetric(GatheredMetric):
+class BoxAPMetric(ImageMetric):
     """COCO's average precision of boxes, with BDD100K's classes, crowds and ignored categories.
 
     Keys: `AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl`, per class `AP/car`, …, as fractions of 1 (the toolkit
@@ -48,11 +46,12 @@ class BoxAPMetric(GatheredMetric):
         ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
 
     Example:
-        >>> BoxAPMetric(data_root="data/bdd100k").ann_file.as_posix()
+        >>> BoxAPMetric(data_root="data/bdd100k").truth.as_posix()
         'data/bdd100k/labels/det_20/det_val.json'
     """
 
-    token_key = "frame_name"
+    label_field = "gt_instances"
+    truth_words = "boxes to score against: set the evaluator's data_root and ann_file"
 
     def __init__(
         self,
@@ -64,33 +63,15 @@ class BoxAPMetric(GatheredMetric):
         out_dir: str | None = None,
         format_only: bool = False,
     ) -> None:
-        super().__init__(subset=subset)
-        check_options(evaluator, out_dir, format_only)
-        self.ann_file = Path(data_root) / ann_file
-        self.evaluator = evaluator
-        self.out_dir = None if out_dir is None else Path(out_dir)
-        self.format_only = format_only
+        super().__init__(
+            truth=Path(data_root) / ann_file,
+            evaluator=evaluator,
+            subset=subset,
+            out_dir=out_dir,
+            format_only=format_only,
+        )
         self._truth: dict[str, ImageBoxes] | None = None
         self._has_warned = False
-
-    def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
-        """Look for the ground truth before a sample is predicted.
-
-        Raises:
-            DataError: there is no such file.
-            ConfigError: the official evaluator is asked for, and its toolkit is not installed.
-        """
-        if not self.format_only and not self.ann_file.is_file():
-            raise DataError(
-                "there is no ground truth of boxes to score against; set the evaluator's data_root and ann_file, or "
-                "its format_only=True and out_dir to write the predictions only",
-                path=self.ann_file,
-            )
-        check_toolkit(self.evaluator)
-
-    def is_counted(self, sample: Mapping[str, Any]) -> bool:
-        """Whether the frame has box labels; without labels at all, whether predictions are only written."""
-        return self.format_only or sample.get("gt_instances", None) is not None
 
     def expected_tokens(self) -> Iterable[str] | None:
         """All frames of the ground truth."""
@@ -183,7 +164,7 @@ class BoxAPMetric(GatheredMetric):
 
     def _read_truth(self) -> dict[str, ImageBoxes]:
         if self._truth is None:
-            self._truth = read_image_boxes(self.ann_file)
+            self._truth = read_image_boxes(self.truth)
         return self._truth
 
     def _score(self, found: Mapping[str, ImageBoxes]) -> dict[str, float]:
@@ -201,7 +182,7 @@ class BoxAPMetric(GatheredMetric):
             return box_scores(truth, found, class_names=BDD_BOX_CLASSES)
         with tempfile.TemporaryDirectory() as scratch:
             self._write(Path(scratch), found)
-            return official_box_scores(self.ann_file, Path(scratch) / RESULT_FILE, names=found.keys())
+            return official_box_scores(self.truth, Path(scratch) / RESULT_FILE, names=found.keys())
 
     def _write(self, folder: Path, found: Mapping[str, ImageBoxes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,33 +198,6 @@ def _as_boxes(
         )
         for name, (boxes, scores, labels, _) in results.items()
     }
-
-
-def check_options(evaluator: str, out_dir: str | None, format_only: bool) -> None:
-    """Options that both metrics of images have.
-
-    Raises:
-        ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
-    """
-    if evaluator not in EVALUATORS:
-        raise ValueError(f"evaluator is {evaluator!r}; allowed: {', '.join(EVALUATORS)}")
-    if format_only and out_dir is None:
-        raise ValueError("format_only=True writes predictions: set out_dir to the folder they should go to.")
-
-
-def check_toolkit(evaluator: str) -> None:
-    """Look before the first sample whether BDD100K's toolkit is there, where it is to score.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    try:
-        if evaluator == "official":
-            toolkit_module("bdd100k.eval.run")
-    except ImportError as error:
-        raise ConfigError(
-            f'{error}, or set the evaluator\'s evaluator="fast", which gives the same numbers'
-        ) from error
 
 
 def _check(name: str | None, boxes: np.ndarray, labels: np.ndarray, num_classes: int) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from perception.evaluation._official_bdd100k import official_seg_scores
-from perception.evaluation.box_ap_metric import check_options, check_toolkit
-from perception.evaluation.gathered_metric import GatheredMetric, logger
+from perception.evaluation.gathered_metric import logger
+from perception.evaluation.image_metric import ImageMetric
 from perception.evaluation.scalabel_files import encode_mask, list_masks, read_mask
 from perception.evaluation.seg_scores import count_pixels, seg_scores
 from perception.registry import METRICS
@@ -21,7 +21,7 @@ RESULT_FOLDER = "sem_seg"
 
 
 @METRICS.register_module()
-class SemSegMetric(GatheredMetric):
+class SemSegMetric(ImageMetric):
     """IoU and accuracy of semantic segmentation at the size of the ground truth, by BDD100K's rules.
 
     Keys: `mIoU mAcc fIoU pAcc`, per class of the ground truth `IoU/road`, `Acc/road`, …, as fractions of 1 (the toolkit
@@ -45,11 +45,12 @@ class SemSegMetric(GatheredMetric):
         ValueError: an unknown evaluator, or `format_only` lacks `out_dir`.
 
     Example:
-        >>> SemSegMetric(data_root="data/bdd100k").mask_dir.as_posix()
+        >>> SemSegMetric(data_root="data/bdd100k").truth.as_posix()
         'data/bdd100k/labels/sem_seg/masks/val'
     """
 
-    token_key = "frame_name"
+    label_field = "gt_sem_seg"
+    truth_words = "masks to score against: set the evaluator's data_root and mask_dir"
 
     def __init__(
         self,
@@ -61,40 +62,22 @@ class SemSegMetric(GatheredMetric):
         out_dir: str | None = None,
         format_only: bool = False,
     ) -> None:
-        super().__init__(subset=subset)
-        check_options(evaluator, out_dir, format_only)
-        self.mask_dir = Path(data_root) / mask_dir
-        self.evaluator = evaluator
-        self.out_dir = None if out_dir is None else Path(out_dir)
-        self.format_only = format_only
-
-    def check_dataset(self, metainfo: Mapping[str, Any]) -> None:
-        """Look for the ground truth before a sample is predicted.
-
-        Raises:
-            DataError: there is no such folder.
-            ConfigError: the official evaluator is asked for, and its toolkit is not installed.
-        """
-        if not self.format_only and not self.mask_dir.is_dir():
-            raise DataError(
-                "there are no masks to score against; set the evaluator's data_root and mask_dir, or its "
-                "format_only=True and out_dir to write the predictions only",
-                path=self.mask_dir,
-            )
-        check_toolkit(self.evaluator)
+        super().__init__(
+            truth=Path(data_root) / mask_dir,
+            evaluator=evaluator,
+            subset=subset,
+            out_dir=out_dir,
+            format_only=format_only,
+        )
 
     def token_of(self, sample: Mapping[str, Any]) -> str | None:
         """The frame's name without its ending, by which masks and images belong together."""
         name = super().token_of(sample)
         return name and Path(name).stem
 
-    def is_counted(self, sample: Mapping[str, Any]) -> bool:
-        """Whether the frame has a mask; without labels at all, whether predictions are only written."""
-        return self.format_only or sample.get("gt_sem_seg", None) is not None
-
     def expected_tokens(self) -> Iterable[str] | None:
         """Stems of all masks of the ground truth."""
-        return None if self.format_only else list_masks(self.mask_dir)
+        return None if self.format_only else list_masks(self.truth)
 
     def process_sample(self, sample: Mapping[str, Any]) -> tuple[np.ndarray | None, bytes | None]:
         """The sample's confusion matrix (C, C + 1), and its mask as a PNG where one is written.
@@ -113,7 +96,7 @@ class SemSegMetric(GatheredMetric):
         mask = _mask(predicted)
         counts = None
         if not self.format_only:
-            path = self.mask_dir / f"{stem}.png"
+            path = self.truth / f"{stem}.png"
             try:
                 counts = count_pixels(mask, read_mask(path, frame_name=stem), len(BDD_SEG_CLASSES))
             except DataError:
@@ -169,7 +152,7 @@ class SemSegMetric(GatheredMetric):
             return seg_scores(total, class_names=BDD_SEG_CLASSES)
         with tempfile.TemporaryDirectory() as scratch:
             written = self._write(Path(scratch), results)
-            truth = [self.mask_dir / f"{stem}.png" for stem in results]
+            truth = [self.truth / f"{stem}.png" for stem in results]
             return official_seg_scores(truth, written, class_names=BDD_SEG_CLASSES)
 
     def _write(

@@ -262,6 +262,7 @@ class BEVEncoder(nn.Module):
         """
         self._check(mlvl_feats, prev_bev)
         batch = len(lidar2img)
+        chooses = has_prev is not None and prev_bev is not None
         if has_prev is None or prev_bev is None:
             has_prev = lidar2img.new_full((batch,), prev_bev is not None, dtype=torch.bool)
         ego_motion = clear_motion(ego_motion, has_prev)
@@ -285,7 +286,10 @@ class BEVEncoder(nn.Module):
         for layer in self.layers:
             # A sample without history looks twice at the layer's own query instead.
             twice = query[:, None].expand(-1, QUEUE, -1, -1)
-            seen = twice if queue is None else torch.where(use_queue, queue, twice)
+            if queue is None:
+                seen = twice
+            else:
+                seen = torch.where(use_queue, queue, twice) if chooses else queue
             query = layer(
                 query,
                 bev_pos,

@@ -229,10 +229,10 @@ class BEVFormer(MultiTaskModel):
         known: Tensor | None,
     ) -> Tensor:
         has_prev = inputs["has_prev"][:, frame]
-        if prev_bev is None:
-            has_prev = torch.zeros_like(has_prev)
-        elif known is not None:
+        if known is not None:
             has_prev = has_prev & known
+        # Where all have a history no layer has to choose. Only a CPU can look at that without waiting.
+        looks = prev_bev is not None and has_prev.device.type == "cpu" and not torch.compiler.is_compiling()
         height, width = inputs["img"].shape[-2:]
         return self.bev_encoder(
             features,
@@ -240,7 +240,7 @@ class BEVFormer(MultiTaskModel):
             inputs["ego_motion"][:, frame],
             (height, width),
             prev_bev,
-            has_prev,
+            None if looks and bool(has_prev.all()) else has_prev,
         )
 
     def _forward_raw(self, inputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -5,11 +5,11 @@ import ctypes
 # glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = 1 << 30
-_MOST_KEPT = (1 << 31) - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks of up to 1 GiB (and 2 GiB of them) for the next allocation.
+    """Let glibc keep freed blocks of up to 1 GiB, however many, for the next allocation.
 
     By default a block of more than 32 MiB comes from the system each time and goes back to it, and the first touch of
     each of its pages costs a page fault. Torch allocates its CPU tensors so: activations of a batch just above that
@@ -26,6 +26,4 @@ def keep_freed_memory() -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or another system
         return False
-    return all(
-        [set_option(_MMAP_THRESHOLD, _LARGEST_KEPT) == 1, set_option(_TRIM_THRESHOLD, _MOST_KEPT) == 1]
-    )
+    return all([set_option(_MMAP_THRESHOLD, _LARGEST_KEPT) == 1, set_option(_TRIM_THRESHOLD, _NEVER) == 1])

@@ -84,7 +84,7 @@ def draw_sample(
 
     Raises:
         ValueError: no image is given, one is not uint8 BGR, a camera has no `lidar2img`, or numbers of boxes,
-        labels and scores differ.
+            labels and scores differ.
     """
     _check(images, lidar2img, boxes, labels, scores, gt_boxes, gt_labels)
     if scores is not None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -177,6 +178,13 @@ def test_defects_in_values_are_reported(tiny_copy, edit_table, table, change, pa
     assert len(found) == 1
     assert pattern in found[0]
     assert found[0].startswith(table)
+
+
+def test_a_place_of_ones_own_may_have_a_map(tiny_copy, edit_table):
+    edit_table("log", lambda records: [record.update(location="moon") for record in records])
+    expansion = tiny_copy / "maps" / "expansion"
+    shutil.copy(next(expansion.glob("*.json")), expansion / "moon.json")
+    assert messages(tiny_copy, decode_images=False) == []
 
 
 def test_images_and_maps_are_read(tiny_copy):

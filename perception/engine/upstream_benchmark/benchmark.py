@@ -150,6 +150,7 @@ def run_upstream_benchmark(
                 sides[side] = Worker(side, folder / "inputs.npz", threads, own)
             differences = _compare(sides, folder, batches)
             times, failures = _time(sides, batches, rounds, clock)
+            scaling = _time_batches(sides[OURS], batches, rounds, clock)
         finally:
             for process in sides.values():
                 process.close()
@@ -166,7 +167,7 @@ def run_upstream_benchmark(
         "differences": differences,
         "failures": failures,
         "rows": _rows(times, batches),
-        "scaling": _scaling(times[OURS], batches),
+        "scaling": scaling,
         "rounds_ms": {
             side: {"/".join(map(str, key)): ms for key, ms in of.items()} for side, of in times.items()
         },
@@ -254,27 +255,38 @@ def _rows(times: Times, batches: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _scaling(ours: dict[tuple[int, str, str], list[float]], batches: Sequence[int]) -> list[dict[str, Any]]:
-    """How the time of a batch compares with as many single samples; below 1 is better than linear."""
-    if 1 not in batches:
-        return []
-    return [
-        {
-            "batch": batch,
-            "part": part,
-            "mode": mode,
-            "share_of_linear": _spread(
-                [
-                    many / (batch * one)
-                    for many, one in zip(ours[batch, part, mode], ours[1, part, mode], strict=True)
-                ]
-            ),
-        }
-        for batch in batches
-        if batch > 1
-        for part in PARTS
-        for mode in MODES
-    ]
+def _time_batches(ours: Worker, batches: Sequence[int], rounds: int, clock: str) -> list[dict[str, Any]]:
+    """How the time of a batch compares with as many single samples; below 1 is better than linear.
+
+    The single samples come right before or after the batch, by turns: what is measured minutes apart differs by more on
+    a shared machine than what is looked for.
+    """
+    scaling = []
+    for batch in batches:
+        if batch == 1:
+            continue
+        for part in PARTS:
+            shares: dict[str, list[float]] = {}
+            for number in range(rounds + 1):
+                for is_training in (False, True):
+                    request = {"part": part, "is_training": is_training, "clock": clock}
+                    sizes = [batch, *[1] * batch]
+                    answers = [
+                        (size, ours.ask("measure", batch=size, **request))
+                        for size in (sizes if number % 2 else reversed(sizes))
+                    ]
+                    if number == 0:  # warms up
+                        continue
+                    for mode in answers[0][1]:
+                        many = sum(answer[mode] for size, answer in answers if size == batch)
+                        singles = sum(answer[mode] for size, answer in answers if size == 1)
+                        shares.setdefault(mode, []).append(many / singles)
+            scaling += [
+                {"batch": batch, "part": part, "mode": mode, "share_of_linear": _spread(shares[mode])}
+                for mode in MODES
+            ]
+            print(f"a batch of {batch} beside single samples: {part}", file=sys.stderr, flush=True)
+    return scaling
 
 
 def _spread(values: list[float]) -> dict[str, float]:
