@@ -27,7 +27,7 @@ class CropTopMultiView(Transform):
     def __init__(self, *, rows: int) -> None:
         if rows < 0:
             raise ValueError(f"rows must not be negative, got {rows}.")
-        self._rows = rows
+        self.rows = rows
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Cut."""
@@ -35,12 +35,12 @@ class CropTopMultiView(Transform):
 
     def _crop_frame(self, frame: dict[str, Any]) -> dict[str, Any]:
         height = min(len(image) for image in frame["img"])
-        if self._rows >= height:
-            raise ValueError(f"rows = {self._rows} leaves nothing of an image of {height} rows; crop fewer.")
+        if self.rows >= height:
+            raise ValueError(f"rows = {self.rows} leaves nothing of an image of {height} rows; crop fewer.")
         shift = np.eye(4)
-        shift[1, 2] = -self._rows  # (u·d, v·d, d, 1): v shrinks by `rows`
+        shift[1, 2] = -self.rows  # (u·d, v·d, d, 1): v shrinks by `rows`
         return {
             **frame,
-            "img": [image[self._rows :] for image in frame["img"]],
+            "img": [image[self.rows :] for image in frame["img"]],
             "lidar2img": shift @ frame["lidar2img"],
         }

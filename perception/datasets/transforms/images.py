@@ -119,11 +119,18 @@ class ResizeMultiView(Transform):
             raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, got {interpolation!r}.")
         self._size = None if size is None else _checked_size(size)
         self._scale = scale
-        self._interpolation = interpolation
+        self.interpolation = interpolation
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resize."""
         return {**results, "frames": [self._resize_frame(frame) for frame in results["frames"]]}
+
+    def result_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the result for an image of this size."""
+        if self._size is not None:
+            return self._size
+        scale = self._scale or 1.0
+        return round(width * scale), round(height * scale)
 
     def _resize_frame(self, frame: dict[str, Any]) -> dict[str, Any]:
         cached_by = frame.get("cached_by")
@@ -132,18 +139,18 @@ class ResizeMultiView(Transform):
         images, matrices = [], []
         for image, lidar2img in zip(frame["img"], frame["lidar2img"], strict=True):
             height, width = image.shape[:2]
-            new_width, new_height = self._size or (round(width * self._scale), round(height * self._scale))
-            images.append(resize_image(image, (new_width, new_height), self._interpolation))
+            new_width, new_height = self.result_size(width, height)
+            images.append(resize_image(image, (new_width, new_height), self.interpolation))
             matrices.append(resize_matrix(new_width / width, new_height / height) @ lidar2img)
         return {**frame, "img": images, "lidar2img": np.stack(matrices)}
 
     def _check_cached(self, settings: CacheSettings) -> None:
         """Images from a cache are resized already, and must have been by this step's rule."""
-        if (settings.size, settings.interpolation) != (self._size, self._interpolation):
+        if (settings.size, settings.interpolation) != (self._size, self.interpolation):
             wanted = f"scale={self._scale}" if self._size is None else f"size={self._size}"
             raise ValueError(
                 f"the cached images were made with size={settings.size} and interpolation={settings.interpolation!r}, "
-                f"but ResizeMultiView wants {wanted} and interpolation={self._interpolation!r}; set both alike, or "
+                f"but ResizeMultiView wants {wanted} and interpolation={self.interpolation!r}; set both alike, or "
                 "LoadMultiViewImages' cache_dir=null."
             )
 

@@ -114,7 +114,7 @@ class ResizeImage(Transform):
         self._keep_ratio = keep_ratio
         self._short_edges = None if short_edges is None else tuple(int(edge) for edge in short_edges)
         self._max_long_edge = max_long_edge
-        self._interpolation = interpolation
+        self.interpolation = interpolation
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resize."""
@@ -130,15 +130,32 @@ class ResizeImage(Transform):
         return {
             **results,
             **moved,
-            "img": resize_image(results["img"], size, self._interpolation),
+            "img": resize_image(results["img"], size, self.interpolation),
             "scale_factor": (before[0] * factor[0], before[1] * factor[1]),
         }
 
     def _new_size(self, results: dict[str, Any]) -> tuple[int, int]:
         # From the file's proportions: an image decoded at 1/2 may be half a pixel wider than half.
         height, width = results["ori_shape"]
+        short = None
         if self._short_edges is not None:
             short = self._short_edges[int(results["rng"].integers(len(self._short_edges)))]
+        return self._scaled(width, height, short)
+
+    def result_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the result for a file's image of this size, where chance has no part in it.
+
+        Raises:
+            ValueError: there are several short edges to draw from.
+        """
+        if self._short_edges is not None and len(self._short_edges) > 1:
+            raise ValueError(
+                f"ResizeImage draws from short_edges={self._short_edges}, so there is no one size; give it one of them."
+            )
+        return self._scaled(width, height, self._short_edges[0] if self._short_edges else None)
+
+    def _scaled(self, width: int, height: int, short: int | None) -> tuple[int, int]:
+        if short is not None:
             scale = short / min(height, width)
             if self._max_long_edge is not None:
                 scale = min(scale, self._max_long_edge / max(height, width))
