@@ -73,22 +73,30 @@ def default_work_dir(name: str | Path) -> str:
 def choose_model(name: str, checkpoint: str | None) -> ModelChoice:
     """What a MODEL_OR_CONFIG argument means.
 
-    A run folder, a step folder or a ``.safetensors`` file inside one brings its own config; a config name needs
-    ``--checkpoint`` for its weights.
+    A run folder, a step folder or a ``.safetensors`` file inside one brings its own config, and so does an export
+    folder; a config name needs ``--checkpoint`` for its weights.
 
     Raises:
-        ConfigError: a weights file that belongs to no run folder.
+        ConfigError: a weights file that belongs to no run folder, or weights beside an export folder.
     """
     from perception.config import ConfigError
 
     path = Path(name)
+    if (path / "model.json").is_file():
+        if checkpoint is not None:
+            raise ConfigError(
+                f"{name} is an export folder, whose weights are in its graph; leave --checkpoint out."
+            )
+        return ModelChoice(config=name, checkpoint=None, run_dir=None, export=path)
     if path.is_dir() or path.suffix == ".safetensors":
         start = path.absolute()
         for folder in (start, *start.parents)[:4]:
             if (folder / "config.json").is_file():
                 return ModelChoice(config=str(folder), checkpoint=checkpoint or name, run_dir=folder)
         if path.is_dir() and not (path / "checkpoints").exists() and not (path / "manifest.json").exists():
-            raise ConfigError(f"{name} is no run folder: it has neither config.json nor checkpoints.")
+            raise ConfigError(
+                f"{name} is no run folder: it has neither config.json nor checkpoints; nor an export, with model.json."
+            )
         raise ConfigError(
             f"{name} belongs to no run folder with a config.json; give the config and --checkpoint {name}."
         )
@@ -105,5 +113,9 @@ def require_weights(choice: ModelChoice, remedy: str) -> str:
 
     if choice.checkpoint is not None:
         return choice.checkpoint
+    if choice.export is not None:
+        raise ConfigError(
+            f"{choice.config} is an export folder; give the run folder or a checkpoint of the model."
+        )
     find_config(choice.config)
     raise ConfigError(f"{choice.config} is a config and names no weights; {remedy}")

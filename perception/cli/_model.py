@@ -12,8 +12,10 @@ class ModelChoice:
         config: config name, path, or run folder with a ``config.json``.
         checkpoint: run folder, step folder or ``.safetensors`` file; None: no weights are named.
         run_dir: the run folder that the config came from, if it came from one.
+        export: the export folder that the config came from, if it came from one.
     """
 
     config: str
     checkpoint: str | None
     run_dir: Path | None
+    export: Path | None = None

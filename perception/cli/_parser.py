@@ -55,6 +55,13 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="root of all the config's data sets and metrics")
 
 
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """Add ``--variant`` for verbs that take an export folder, None where it is not given."""
+    parser.add_argument(
+        "--variant", choices=("fp32", "fp16", "int8"), help="which graph of an export folder (default fp32)"
+    )
+
+
 def add_bad_sample(parser: argparse.ArgumentParser, skipping: str) -> None:
     """Add ``--on-bad-sample``, None where it is not given."""
     parser.add_argument(

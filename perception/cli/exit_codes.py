@@ -14,7 +14,7 @@ HELP = """exit codes:
   1    the run failed
   2    wrong command line or config
   3    data missing or damaged
-  4    checkpoint missing, damaged or not fitting
+  4    checkpoint or export missing, damaged or not fitting
   5    a rank hung
   130  interrupted by Ctrl-C
   143  stopped by SIGTERM or SIGUSR1, after saving

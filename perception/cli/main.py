@@ -22,6 +22,7 @@ from perception.cli import (
     report,
     test,
     train,
+    verify,
     visualize,
 )
 
@@ -29,6 +30,7 @@ _VERBS = (
     train,
     test,
     predict,
+    verify,
     pseudo_label,
     compare,
     data,
@@ -132,8 +134,12 @@ def explain(error: BaseException) -> tuple[int, str | None]:
         (ValueError, exit_codes.RUN_FAILED),
         (NotImplementedError, exit_codes.RUN_FAILED),
     )
-    # By name, because importing these classes would import the whole engine.
-    engine_codes = {"WorkDirError": exit_codes.USAGE, "RankFailure": exit_codes.RUN_FAILED}
+    # By name, because importing these classes would import the whole engine, or NumPy.
+    engine_codes = {
+        "WorkDirError": exit_codes.USAGE,
+        "RankFailure": exit_codes.RUN_FAILED,
+        "ModelError": exit_codes.CHECKPOINT,
+    }
     if type(error).__name__ in engine_codes:
         return engine_codes[type(error).__name__], str(error)
     for kind, code in codes:

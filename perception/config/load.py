@@ -18,9 +18,12 @@ from perception.config.serialise import config_from_json
 from perception.config.types import text_to_lazy
 from perception.config.walk import walk_config
 
+EXPORT_FILE = "model.json"
+"""In an export folder; the config that the model was trained with stands in it, see `perception.runtime.manifest`."""
+
 
 def load_config(path_or_short_name: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Load a config: a path, a short name, or a run folder with a ``config.json``.
+    """Load a config: a path, a short name, a run folder with a ``config.json``, or an export folder.
 
     Args:
         path_or_short_name: e.g. ``configs/bevformer/x.py``, ``bevformer_nano``, ``work_dirs/run`` or ``x.json``.
@@ -37,6 +40,8 @@ def load_config(path_or_short_name: str | Path, overrides: Iterable[str] = ()) -
         1
     """
     path = Path(path_or_short_name)
+    if (path / EXPORT_FILE).is_file():
+        return override_config(_load_export(path / EXPORT_FILE), overrides)
     path = path / "config.json" if (path / "config.json").is_file() else find_config(path_or_short_name)
     cfg = _load_python(path) if path.suffix == ".py" else _load_text(path)
     return override_config(cfg, overrides)
@@ -95,15 +100,27 @@ def _load_python(path: Path) -> Config:
 
 
 def _load_text(path: Path) -> Config:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as {path.suffix.lstrip('.').upper()}: {error}") from error
+    data = _read_text(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}; a config is a mapping at its top.")
     cfg = config_from_json(data)
     return _wrap(copy_plain(cfg._cfg_dict), path.resolve())
+
+
+def _load_export(path: Path) -> Config:
+    content = _read_text(path)
+    config = content.get("training_config") if isinstance(content, dict) else None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds no training_config; export the model again.")
+    return _wrap(copy_plain(config_from_json(config)._cfg_dict), path.resolve())
+
+
+def _read_text(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as {path.suffix.lstrip('.').upper()}: {error}") from error
 
 
 def _origins(path: Path, problems: list[str], seen: dict[Path, dict[str, Path]]) -> dict[str, Path]:

@@ -91,6 +91,24 @@ def read_first_sample(path: str | Path) -> dict[str, Any]:
         raise _FormError("it has no data_list")
 
 
+def read_metainfo(path: str | Path) -> dict[str, Any]:
+    """What an index file says of itself: version, split, classes; its samples are passed over where they come first.
+
+    Raises:
+        DataError: as `read_index`, or it says nothing.
+    """
+    with _open_index(path) as stream:
+        for key in stream.keys():
+            if key == "data_list":
+                for _ in stream.array():
+                    pass
+                continue
+            value, _ = stream.value()
+            if key == "metainfo" and isinstance(value, dict):
+                return value
+        raise _FormError("it has no metainfo")
+
+
 def image_sizes(path: str | Path) -> dict[str, tuple[int, int] | None]:
     """Path of each image that an index names → its width and height, None where the index does not say.
 

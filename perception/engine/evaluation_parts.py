@@ -1,12 +1,16 @@
 """Which loader and evaluator a config means by "test"."""
 
 import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from perception.config import ConfigError
+from perception.config.image_sizes import step_name
+from perception.datasets import read_metainfo
 from perception.registry import METRICS
 
 
@@ -43,3 +47,39 @@ def writing_evaluator(evaluator: Any, out: str | Path) -> list[dict[str, Any]]:
     if not found:
         raise ConfigError("no metric of this config can write predictions in a submission format")
     return found
+
+
+def writing_loader(loader: Mapping[str, Any]) -> dict[str, Any]:
+    """A loader for predictions that are only written: without the map's ground truth, which a test split has not."""
+    dataset = loader["dataset"]
+    pipeline = [step for step in dataset["pipeline"] if step_name(step) != "LoadBEVMap"]
+    return {**loader, "dataset": {**dataset, "pipeline": pipeline}}
+
+
+def index_overrides(cfg: Config, index: str | Path) -> list[str]:
+    """Words for `override_config` that set the test data to another index, and the metrics to its version and split.
+
+    Args:
+        cfg: the config.
+        index: index file, e.g. of nuScenes' test split.
+
+    Raises:
+        DataError: the index cannot be read.
+        ValueError: the config has neither test nor validation data.
+    """
+    part = "test" if cfg.get("test_dataloader") is not None else "val"
+    _, evaluator = evaluation_parts(cfg)
+    words = [f"{part}_dataloader.dataset.ann_file={json.dumps(str(Path(index).absolute()))}"]
+    found = read_metainfo(index)
+    options = {"version": found.get("version"), "eval_set": found.get("split")}
+    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
+    for number, metric in enumerate(metrics):
+        kind = METRICS.get(metric["type"]) if isinstance(metric["type"], str) else metric["type"]
+        place = f"{part}_evaluator.{number}" if isinstance(evaluator, list) else f"{part}_evaluator"
+        accepted = inspect.signature(kind).parameters
+        words += [
+            f"{place}.{key}={json.dumps(value)}"
+            for key, value in options.items()
+            if value and key in accepted
+        ]
+    return words

@@ -1,7 +1,7 @@
 """Predictions of a model drawn as sheets, with the ground truth where there is one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ from mmengine.config import Config
 
 from perception.engine.browse import draw_on_item, find_data_root, map_grid_of, mask_of, short_name
 from perception.engine.evaluation_parts import evaluation_parts
+from perception.engine.export_run import predict_export
+from perception.engine.exported_model import raw_dataset
 from perception.engine.image_pictures import draw_image_item, image_record, is_image_item
 from perception.engine.run import predict
 from perception.engine.run_folder import update_summary
 from perception.registry import DATASETS
+from perception.runtime import is_export, read_manifest
 from perception.structures import MapGrid
 from perception.utils import DataError, write_json_atomic
 from perception.visualization import save_image
@@ -34,6 +37,7 @@ def draw_predictions(
     tokens: Sequence[str] | None = None,
     score_threshold: float = 0.2,
     is_tall: bool = False,
+    variant: str | None = None,
 ) -> list[Path]:
     """Predict samples, and write a sheet of each and one `predictions.json`.
 
@@ -42,7 +46,7 @@ def draw_predictions(
 
     Args:
         cfg: config of the model and of its test (or else validation) data.
-        model_path: step folder, run folder or `.safetensors` file.
+        model_path: step folder, run folder, `.safetensors` file or export folder.
         out: folder to write to.
         index: index file to predict instead of the test loader's.
         data_root: what that index's image paths are relative to; None tries the folders around it.
@@ -50,6 +54,7 @@ def draw_predictions(
         tokens: draw these samples instead: their tokens, or names of images with or without the ending.
         score_threshold: boxes below are not drawn.
         is_tall: sheets for narrow pages: parts below each other, and smaller.
+        variant: graph of an export folder; None: "fp32".
 
     Returns:
         The files written, `predictions.json` last.
@@ -57,12 +62,9 @@ def draw_predictions(
     Raises:
         DataError: the index or an image is missing or defective, or there is no sample of a token.
         CheckpointError: the checkpoint is damaged or does not fit.
+        ModelError: the export folder is damaged.
     """
-    settings = dict(evaluation_parts(cfg)[0]["dataset"])
-    if index is not None:
-        root = Path(data_root) if data_root is not None else find_data_root(index)
-        pipeline = [_tolerant(step) for step in settings["pipeline"]]
-        settings.update(ann_file=str(Path(index).absolute()), data_root=str(root), pipeline=pipeline)
+    settings = dataset_settings(cfg, model_path, index=index, data_root=data_root)
     dataset = DATASETS.build(settings)
     total = len(dataset)
     chosen: Sequence[Any] = range(total)
@@ -74,7 +76,7 @@ def draw_predictions(
     frame = "LiDAR, bottom-centre x y z l w h yaw vx vy"
     map_grid = map_grid_of(settings["pipeline"])
     written, records, pictures = [], {}, {}
-    results = predict(cfg, model_path, dataset=dataset, indices=order)
+    results = predictions(cfg, model_path, dataset=dataset, indices=order, variant=variant)
     for item, is_drawn, result in zip(order, drawn, results, strict=True):
         if not is_drawn:
             continue
@@ -94,6 +96,55 @@ def draw_predictions(
     path = Path(out) / "predictions.json"
     write_json_atomic(path, {"frame": frame, "pictures": pictures, "samples": records})
     return [*written, path]
+
+
+def dataset_settings(
+    cfg: Config,
+    model_path: str | Path,
+    *,
+    index: str | Path | None = None,
+    data_root: str | Path | None = None,
+) -> dict[str, Any]:
+    """Config of the data set that a model is shown on: the test loader's, or the same on another index.
+
+    Args:
+        cfg: config of the model and of its test (or else validation) data.
+        model_path: what is to predict; an export folder's graph resizes and cuts images itself.
+        index: index file instead of the test loader's.
+        data_root: what that index's image paths are relative to; None tries the folders around it.
+
+    Raises:
+        DataError: the index or its images are missing.
+    """
+    settings = dict(evaluation_parts(cfg)[0]["dataset"])
+    if index is not None:
+        root = Path(data_root) if data_root is not None else find_data_root(index)
+        pipeline = [_tolerant(step) for step in settings["pipeline"]]
+        settings.update(ann_file=str(Path(index).absolute()), data_root=str(root), pipeline=pipeline)
+    if is_export(model_path):
+        settings = raw_dataset(settings, is_rig=read_manifest(model_path).kind == "bevformer")
+    return settings
+
+
+def predictions(
+    cfg: Config, model_path: str | Path, *, dataset: Any, indices: Sequence[int], variant: str | None = None
+) -> Iterator[Any]:
+    """Data samples with predictions of a checkpoint or an export, in the given order.
+
+    Args:
+        cfg: config of the model.
+        model_path: step folder, run folder, `.safetensors` file or export folder.
+        dataset: of `dataset_settings`.
+        indices: its items.
+        variant: graph of an export folder; None: "fp32".
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit.
+        ModelError: the export folder is damaged.
+    """
+    if is_export(model_path):
+        return predict_export(model_path, dataset, indices, variant=variant or "fp32")
+    return predict(cfg, model_path, dataset=dataset, indices=indices)
 
 
 def list_pictures(run_folder: str | Path, pictures: Sequence[Path]) -> None:
@@ -139,7 +190,7 @@ def _draw(
     item: Any, result: Any, map_grid: MapGrid | None, score_threshold: float, dataset: Any, is_tall: bool
 ) -> np.ndarray:
     truth = item["data_samples"]
-    boxes, labels, scores = _boxes(result)
+    boxes, labels, scores = boxes_of(result)
     truth_boxes = truth.gt_instances_3d if "gt_instances_3d" in truth else None
     return draw_on_item(
         item,
@@ -158,7 +209,8 @@ def _draw(
     )
 
 
-def _boxes(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def boxes_of(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (n, 9), labels (n,) and scores (n,) of a prediction, those that are finite."""
     if "pred_instances_3d" not in result:
         return np.zeros((0, 9)), np.zeros(0, dtype=np.int64), np.zeros(0)
     found = result.pred_instances_3d
@@ -169,7 +221,7 @@ def _boxes(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _record(result: Any, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    boxes, labels, scores = _boxes(result)
+    boxes, labels, scores = boxes_of(result)
     best = np.argsort(-scores, kind="stable")[:_MAX_SAVED_BOXES]
     return [
         {

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import check_path
-from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator
+from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator, writing_loader
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
 from perception.engine.run_folder import (
@@ -85,6 +85,7 @@ def evaluate(
     changes: dict[str, Any] = {"load_from": None if model_path is None else str(check_path(model_path))}
     changes["test_dataloader"], changes["test_evaluator"] = evaluation_parts(cfg)
     if submission is not None:
+        changes["test_dataloader"] = writing_loader(changes["test_dataloader"])
         changes["test_evaluator"] = writing_evaluator(changes["test_evaluator"], submission)
     changes["test_cfg"] = cfg.get("test_cfg") or {}
     if "type" not in changes["test_cfg"]:

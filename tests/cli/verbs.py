@@ -4,6 +4,7 @@ VERBS = (
     "train",
     "test",
     "predict",
+    "verify",
     "pseudo-label",
     "compare",
     "data",

@@ -48,7 +48,7 @@ def bevformer(inputs: Mapping[str, np.ndarray], map_shape: tuple[int, int] = (4,
     boxes[:, :, 0] += shift[:, None]
     ones = np.ones((len(bev), 1), np.float32)
     seg = np.stack([1 - 0.5 * shift, 0.5 * shift], axis=1)[:, :, None, None] * np.ones(
-        (1, 1, 4, 6), np.float32
+        (1, 1, *map_shape), np.float32
     )
     found = {"boxes": boxes, "scores": SCORES * ones, "labels": LABELS * ones.astype(np.int64), "seg": seg}
     return found | ({"bev": bev} if "prev_bev" in inputs else {})
