@@ -85,8 +85,22 @@ def test_the_pages_own_data_are_sound(tmp_path, monkeypatch):
     assert [path.name for path in indexes] == ["v1.0-mine_my_train.json", "v1.0-mine_my_val.json"]
     samples = json.loads(indexes[0].read_text())["data_list"]
     (box,) = samples[1]["instances"]
-    assert box["bbox_3d"] == pytest.approx([2.0, 12.0, 0.0, 4.6, 1.9, 1.7, 1.5708], abs=1e-4)
-    assert box["velocity"] == [0.0, 0.0]
+    assert box["bbox_3d"] == pytest.approx([3.0, 19.0, -0.8, 4.6, 1.9, 1.7, 1.5708], abs=1e-4)
+    assert box["velocity"] == pytest.approx([0.0, 8.0], abs=1e-5)  # m/s, ahead
+
+
+def test_the_pages_own_images_are_sound(tmp_path, monkeypatch):
+    from perception.datasets import prepare_bdd100k, verify_bdd100k
+
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in blocks("python") if block.place.startswith("docs/own_images.md")]
+    Path("block.py").write_text(block.text, encoding="utf-8")
+    runpy.run_path("block.py")
+    assert verify_bdd100k("data/mine2d", progress=False) == []
+    index = prepare_bdd100k("data/mine2d", progress=False)[0]
+    frames = json.loads(index.read_text())["data_list"]
+    assert [frame["kinds"] for frame in frames] == [["det"], ["seg"]]
+    assert frames[0]["bboxes"] == [[30.0, 50.0, 100.0, 90.0]]
 
 
 def test_blocks_are_found():

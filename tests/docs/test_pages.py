@@ -14,8 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 METHOD_PAGES = sorted((DOCS / "methods").glob("*.md"))
 CARDS = sorted((DOCS / "cards").glob("*.md"))
-INTERNAL = {"engine.parity", "engine.upstream_benchmark", "ops.mmcv_ext", "synthetic.bdd100k"}
-"""Packages that export names to their parents only."""
 SHARED_OPTIONS = {"weighting", "combination", "groups", "scales", "convention", "scale_heads"}
 """Told once on the pages, for all methods that take them."""
 
@@ -68,9 +66,11 @@ def test_every_public_package_has_its_page():
         for page in (DOCS / "api").glob("*.md")
         for name in re.findall(r"```{api} perception\.([\w.]+)", page.read_text(encoding="utf-8"))
     }
-    assert described == packages - INTERNAL, (
-        "docs/api holds one page per public package, like docs/api/ops.md"
-    )
+    assert described <= packages
+    missing = {
+        package for package in packages - described if "." not in package
+    }  # deeper ones serve their parents
+    assert not missing, f"docs/api has no page for {sorted(missing)}; make one like docs/api/ops.md"
 
 
 def test_every_method_has_its_section():
