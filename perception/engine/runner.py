@@ -477,6 +477,7 @@ class PerceptionRunner(FlexibleRunner):
 
     def _write_train_summary(self) -> None:
         memory = max_over_ranks(round(peak_memory_mb()))
+        num_bad = max_over_ranks(getattr(self.train_dataloader.dataset, "num_skipped", 0))
         if self.rank != 0:
             return
         update_summary(
@@ -487,5 +488,6 @@ class PerceptionRunner(FlexibleRunner):
                 "samples_per_second": round(self._train_samples / max(self._train_seconds, 1e-9), 4),
                 "peak_memory_mb": memory,
                 "num_skipped_steps": self.optim_wrapper.num_skipped,
+                "num_replaced_samples": num_bad,  # on_error="skip"; the most of any rank
             },
         )

@@ -45,6 +45,7 @@ def test_run_folder(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert {"mIoU", "seconds", "samples_per_second", "peak_memory_mb"} <= summary.keys()
     assert summary["steps"] == 12
+    assert summary["num_replaced_samples"] == 0
     lines = read_log(run / "log.jsonl")
     kinds = [line["kind"] for line in lines]
     assert kinds.count("train") == 12
@@ -64,6 +65,12 @@ def test_run_folder(run: Path) -> None:
     assert keys <= lines[1].keys()
     assert set(lines[1]["losses"]) == {"det.loss_l1", "seg.loss_ce"}
     assert not list(run.glob("20*"))
+
+
+def test_summary_counts_replaced_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy_world.ToyDataset, "num_skipped", 2, raising=False)
+    folder = train(toy_world.config(tmp_path / "toy"))
+    assert json.loads((folder / "summary.json").read_text())["num_replaced_samples"] == 2
 
 
 def test_test_and_predict_agree(run: Path) -> None:
