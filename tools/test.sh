@@ -32,7 +32,7 @@ processes=()
 threads=2
 if [ ${#arguments[@]} -eq 0 ]; then
     cores=$(nproc)
-    processes=(-n "$((cores < 4 ? cores : 4))" --dist loadfile)
+    processes=(-n "$((cores < 4 ? cores : 4))" --dist loadfile --durations=30)
     threads=1
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
