@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from perception.balancing import build_balancer
@@ -42,16 +43,39 @@ def deployment(folder: Path) -> dict[str, Any]:
     }
 
 
+def in_a_vehicle() -> dict[str, Any]:
+    """Small exported models in `exports`, and the values that a vehicle would bring."""
+    pytest.importorskip("onnx", reason="exported models are made with onnx")
+    pytest.importorskip("onnxruntime", reason="exported models run in onnxruntime")
+    from tests.runtime.frames import make_frame
+    from tests.runtime.toy_export import write_bevformer, write_fcos
+
+    write_bevformer(Path("exports/nano"))
+    write_fcos(Path("exports/fcos_nano"))
+    frame = make_frame(0)
+    return {
+        "rgb": {name: camera.image for name, camera in frame.cameras.items()},
+        "k": {name: camera.intrinsics for name, camera in frame.cameras.items()},
+        "translation": dict.fromkeys(frame.cameras, (1.0, 0.0, 1.5)),
+        "rotation": dict.fromkeys(frame.cameras, (0.5, -0.5, 0.5, -0.5)),
+        "lidar2ego": frame.lidar2ego,
+        "ego2global": frame.ego2global,
+        "seconds": frame.timestamp,
+        "image": np.zeros((12, 16, 3), np.uint8),
+    }
+
+
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    values = in_a_vehicle() if "perception.runtime" in block.text else {}
     file = tmp_path / "block.py"
     file.write_text(with_checks(block.text), encoding="utf-8")
     # What fragments of a config change: dicts.
     config: dict[str, Any] = {"optim_wrapper": {}, "model": {}}
     if "perception.runtime" in block.text:
         config |= deployment(tmp_path)
-    after = runpy.run_path(str(file), init_globals={**config, "check_balancer": build_balancer})
+    after = runpy.run_path(str(file), init_globals={**config, **values, "check_balancer": build_balancer})
     if balancer := after["optim_wrapper"].get("balancer"):
         build_balancer(balancer)
 
