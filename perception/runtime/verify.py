@@ -34,13 +34,10 @@ class VariantResult:
         lines = []
         for name in (*self.measured, *(bad - set(self.measured))):
             found = self.measured.get(name, {})
+            allowed = self.tolerances.get(name, {})
             values = [
                 f"{measure} {value:.2e}"
-                + (
-                    f" (allowed {allowed:.2e})"
-                    if (allowed := self.tolerances.get(name, {}).get(measure))
-                    else ""
-                )
+                + (f" (allowed {allowed[measure]:.0e})" if measure in allowed else "")
                 for measure, value in found.items()
             ]
             lines.append(
