@@ -29,7 +29,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _REPOSITORY_FILE = re.compile(r"(?:tools|perception|configs|tests|docs|projects)/[\w./-]+\.\w+")
 DEMOS = ("bevformer_nano", "fcos_nano")
 """For what a page says of no config in particular: it must fit one of them."""
-_FILES = {"model.json", "model.safetensors", "model.pth"}
+_FILES = {"model.safetensors", "model.pth", "model.onnx", "model.pt2", "model.json"}
 _LAUNCHER = "-m perception.cli.main "
 _SLURM = re.compile(r"sbatch .*?tools/slurm_train\.sh (.*)")
 _DIST_TRAIN = re.compile(r"bash tools/dist_train\.sh (\S+) \S+(.*)")

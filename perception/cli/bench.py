@@ -1,4 +1,4 @@
-"""``perception bench model | data | balance | comm``."""
+"""``perception bench model | data | balance | comm | export``."""
 
 import argparse
 import os
@@ -105,6 +105,26 @@ def add_parser(verbs: Any) -> None:
         """,
     )
     _add_comm_options(comm)
+    export = add_verb(
+        kinds,
+        "export",
+        run_export,
+        summary="measure the latency of exported graphs beside torch, with their sizes and differences",
+        examples="""
+        perception bench export exports/nano
+        perception bench export exports/nano exports/small --rounds 30 --threads 2 --out work_dirs/exports.json
+        """,
+    )
+    export.add_argument("folders", metavar="DIR", nargs="+", help="what `perception export` wrote")
+    export.add_argument(
+        "--rounds", type=positive_int, default=20, help="passes measured of each (default 20)"
+    )
+    export.add_argument(
+        "--threads", type=positive_int, help="CPU threads of torch and onnxruntime; default theirs"
+    )
+    export.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    export.add_argument("--out", metavar="JSON", help="file for the result; the table goes beside it, as .md")
+    export.add_argument("--json", action="store_true", help="print JSON")
     for kind in (model, data):
         kind.add_argument("config", metavar="CONFIG", help="config file, short name or run folder")
     for kind in (model, data, balance):
@@ -284,6 +304,26 @@ def run_comm(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _hand_out(result, args, comm_table)
+    return exit_codes.OK
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Measure exports."""
+    from perception.cli.export import require_export_extra
+
+    require_export_extra()
+    from perception.export.benchmark import benchmark_export, export_table
+    from perception.utils import write_bytes_atomic
+
+    results = [
+        benchmark_export(
+            folder, num_rounds=args.rounds, num_threads=args.threads, with_compile=not args.no_compile
+        )
+        for folder in args.folders
+    ]
+    _hand_out({"exports": results}, args, lambda result: export_table(result["exports"]))
+    if args.out is not None:
+        write_bytes_atomic(Path(args.out).with_suffix(".md"), export_table(results).encode("utf-8"))
     return exit_codes.OK
 
 

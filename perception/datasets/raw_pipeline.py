@@ -76,7 +76,7 @@ def raw_pipeline(dataset: Mapping[str, Any]) -> tuple[dict[str, Any], ImageSteps
             kept.append(step)
         elif name not in _DROPPED:
             raise ConfigError(
-                f"pipeline.{number} is {name or step!r}, which an exported graph does not do to images. Export knows "
+                f"pipeline.{number} is {name or step}, which an exported graph does not do to images. Export knows "
                 f"pipelines of {', '.join((*_KEPT, *_DROPPED))}, one of {', '.join(_RESIZES)}, then CropTopMultiView."
             )
     return {**dataset, "pipeline": kept}, ImageSteps(resize=resize, crop_top=crop_top)

@@ -142,7 +142,7 @@ class BEVFormer(MultiTaskModel):
         bev, features = self._compute_bev(inputs, *history)
         self.stream_memory.keep(bev, self._only)
         bev, *features = self.shared_features(bev, *features)
-        outputs = self._forward_heads(bev)
+        outputs = self.forward_heads(bev)
         losses: dict[str, Tensor] = {}
         if self.box_head is not None and "boxes" in outputs:
             targets = [_box_targets(sample) for sample in data_samples]
@@ -167,7 +167,7 @@ class BEVFormer(MultiTaskModel):
         tokens = label([sample.metainfo.get("sample_token", "") for sample in data_samples])
         prev_tokens = label([sample.metainfo.get("prev_token", "") for sample in data_samples])
         bev = self.compute_bev(inputs, *self._look_up(prev_tokens))
-        outputs = self._forward_heads(bev)
+        outputs = self.forward_heads(bev)
         if self.use_history:
             kept = {token: row.detach() for token, row in zip(tokens, bev, strict=True) if token}
             self._histories[self._only] = kept
@@ -243,10 +243,8 @@ class BEVFormer(MultiTaskModel):
             None if looks and bool(has_prev.all()) else has_prev,
         )
 
-    def _forward_raw(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        return self._forward_heads(self.compute_bev(inputs))
-
-    def _forward_heads(self, bev: Tensor) -> dict[str, Any]:
+    def forward_heads(self, bev: Tensor) -> dict[str, Any]:
+        """What the heads make of BEV features (B, Q, C): "boxes" (`BoxOutputs`), "seg_logits"; and "bev" itself."""
         outputs: dict[str, Any] = {"bev": bev}
         runs_det, runs_seg = self._runs("det"), self._runs("seg")
         queries = self.seg_head.queries() if isinstance(self.seg_head, PatchSegHead) else None
@@ -259,6 +257,9 @@ class BEVFormer(MultiTaskModel):
         if self.seg_head is not None and runs_seg:
             outputs["seg_logits"] = self.seg_head(self._read(bev, "seg") if source is None else source)
         return outputs
+
+    def _forward_raw(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        return self.forward_heads(self.compute_bev(inputs))
 
     def _look_up(self, prev_tokens: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
         history = self._histories.get(self._only, {})

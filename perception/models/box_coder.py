@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perception.models._layers import at_least_float, inverse_sigmoid
-from perception.structures import decode_boxes
+from perception.structures import CODE_SIZE, decode_boxes
 
 CENTRE = (0, 1, 4)
 """Channels of the box code that hold cx, cy, cz."""
@@ -102,18 +102,32 @@ class BoxCoder:
             cls_scores: (Q, num_classes), logits.
             codes: (Q, 10), as `to_code` returns them.
         """
+        boxes, scores, labels, keep = self.rank(cls_scores, codes)
+        return DecodedBoxes(boxes[keep], scores[keep], labels[keep])
+
+    def rank(self, cls_scores: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best `max_num` of any number of samples, those to be dropped still among them.
+
+        Args:
+            cls_scores: (..., Q, num_classes), logits.
+            codes: (..., Q, 10), as `to_code` returns them.
+
+        Returns:
+            boxes (..., n, 9), scores, labels and, as bool, which to keep (..., n); as `DecodedBoxes`.
+        """
         num_classes = cls_scores.shape[-1]
-        all_scores = at_least_float(cls_scores).sigmoid().flatten()
-        scores, flat_idx = all_scores.topk(min(self.max_num, len(all_scores)))
-        code = codes[flat_idx // num_classes]
-        centre = code[:, CENTRE]
+        all_scores = at_least_float(cls_scores).sigmoid().flatten(-2)
+        scores, flat_idx = all_scores.topk(min(self.max_num, all_scores.shape[-1]))
+        query_idx = (flat_idx // num_classes)[..., None]
+        code = codes.gather(-2, query_idx.expand(*flat_idx.shape, codes.shape[-1]))
+        centre = code[..., CENTRE]
         limits = code.new_tensor(self.post_center_range)
         keep = ((centre >= limits[:3]) & (centre <= limits[3:])).all(dim=-1)
         if self.score_threshold is not None:
             keep &= self._scores_enough(scores, self.score_threshold)
         keep |= ~(code.isfinite().all(dim=-1) & scores.isfinite())
-        code[:, LOG_SIZE] = code[:, LOG_SIZE].clamp(-_MAX_LOG_SIZE, _MAX_LOG_SIZE)
-        return DecodedBoxes(decode_boxes(code[keep]), scores[keep], (flat_idx % num_classes)[keep])
+        bound = code.new_tensor([_MAX_LOG_SIZE if i in LOG_SIZE else math.inf for i in range(CODE_SIZE)])
+        return decode_boxes(code.clamp(-bound, bound)), scores, flat_idx % num_classes, keep
 
     def _scores_enough(self, scores: Tensor, threshold: float) -> Tensor:
         enough = scores > threshold

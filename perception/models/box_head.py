@@ -272,8 +272,12 @@ class BoxHead(nn.Module):
 
     def predict(self, outputs: BoxOutputs) -> list[DecodedBoxes]:
         """Boxes of each sample, from the last layer and group 0."""
-        scores, codes = outputs.cls_scores[-1, :, : self.num_query], outputs.codes[-1, :, : self.num_query]
+        scores, codes = self.final(outputs)
         return [self.coder.decode(score, code) for score, code in zip(scores, codes, strict=True)]
+
+    def final(self, outputs: BoxOutputs) -> tuple[Tensor, Tensor]:
+        """What is decoded: (B, q, num_classes) and (B, q, 10) of the last layer and group 0."""
+        return outputs.cls_scores[-1, :, : self.num_query], outputs.codes[-1, :, : self.num_query]
 
     @torch.no_grad()
     def _spread_references(self) -> None:

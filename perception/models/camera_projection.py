@@ -59,9 +59,10 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_shape: tuple[int, i
         mask: (B, N, Q, D), bool, in front of the camera and strictly inside the image.
     """
     with torch.autocast(points.device.type, enabled=False):
-        matrix = lidar2img.float()
-        flat = points.float().reshape(-1, 3)
-        image = flat @ matrix[..., :3, :3].transpose(-1, -2) + matrix[..., None, :3, 3]  # (B, N, Q·D, 3)
+        x, y, z = points.float().reshape(-1, 3, 1).unbind(dim=1)  # (Q·D, 1) each
+        columns = lidar2img.float()[..., None, :3, :].unbind(dim=-1)  # 4 × (B, N, 1, 3)
+        # No product of matrices: libraries add in different orders, and the last bit may decide what a camera sees.
+        image = x * columns[0] + y * columns[1] + z * columns[2] + columns[3]  # (B, N, Q·D, 3)
     height, width = image_shape
     depth = image[..., 2:]
     uv = image[..., :2] / depth.clamp(min=MIN_DEPTH) / image.new_tensor([width, height])

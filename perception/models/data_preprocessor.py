@@ -51,8 +51,10 @@ class NormalizingPreprocessor(BaseDataPreprocessor):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(..., 3, H, W), 0..255 → (..., 3, Hp, Wp), normalised and padded."""
-        if self.bgr_to_rgb:
-            images = images.flip(-3)
+        return self.normalize_ordered(images.flip(-3) if self.bgr_to_rgb else images)
+
+    def normalize_ordered(self, images: Tensor) -> Tensor:
+        """As `normalize`, for channels that have the order of `mean` already."""
         normalized = (images.to(self.mean.dtype) - self.mean) / self.std
         height, width = images.shape[-2:]
         divisor = self.pad_size_divisor

@@ -254,26 +254,43 @@ class FCOSHead2D(nn.Module):
         """
         return [self._decode(outputs, row, metainfo) for row, metainfo in enumerate(metainfos)]
 
-    def _decode(self, outputs: PointOutputs, row: int, metainfo: Mapping[str, Any]) -> InstanceData:
-        prob = outputs.cls_scores[row].sigmoid()  # (P, K)
+    def rank(
+        self, outputs: PointOutputs, image_shape: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each level's best `nms_pre`, before non-maximum suppression, those to be dropped still among them.
+
+        Args:
+            outputs: of `forward`.
+            image_shape: (rows, columns) of all the images before padding.
+
+        Returns:
+            boxes (B, n, 4), pixels of the network's input; scores, labels and, as bool, which to keep (B, n).
+        """
+        prob = outputs.cls_scores.sigmoid()  # (B, P, K)
         kept, start = [], 0
         for size in outputs.locations.level_sizes:
-            best = prob[start : start + size].flatten().topk(min(self.nms_pre, size * self.num_classes))
-            kept.append(best.indices[best.values > self.score_threshold] + start * self.num_classes)
+            best = prob[:, start : start + size].flatten(1).topk(min(self.nms_pre, size * self.num_classes))
+            kept.append((best.values, best.indices + start * self.num_classes))
             start += size
-        candidates = torch.cat(kept)
-        point, labels = candidates // self.num_classes, candidates % self.num_classes
-        scores = (prob[point, labels] * outputs.centerness[row, point].sigmoid()).sqrt()
-        strides = outputs.locations.strides[point][:, None]
-        boxes = _around_origin(outputs.distances[row, point] * strides)
-        boxes = boxes + outputs.locations.points[point].repeat(1, 2)
-        height, width = metainfo["img_shape"][:2]
+        best_prob, flat_idx = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))  # (B, n)
+        point, labels = flat_idx // self.num_classes, flat_idx % self.num_classes
+        scores = (best_prob * outputs.centerness.gather(1, point).sigmoid()).sqrt()
+        distances = outputs.distances.gather(1, point[..., None].expand(-1, -1, 4))
+        boxes = _around_origin(distances * outputs.locations.strides[point][..., None])
+        boxes = boxes + outputs.locations.points[point].repeat(1, 1, 2)
+        height, width = image_shape
         limits = boxes.new_tensor([width, height, width, height])
-        boxes = boxes.clamp(min=0).minimum(limits)
+        return boxes.clamp(min=0).minimum(limits), scores, labels, best_prob > self.score_threshold
+
+    def _decode(self, outputs: PointOutputs, row: int, metainfo: Mapping[str, Any]) -> InstanceData:
+        height, width = metainfo["img_shape"][:2]
+        found = self.rank(outputs.rows([row]), (height, width))
+        keep = found[3][0]
+        boxes, scores, labels = (values[0][keep] for values in found[:3])
         if len(boxes):
             nms = {"type": "nms", "iou_threshold": self.nms_iou, "max_num": self.max_num}
-            found, index = batched_nms(boxes, scores, labels, nms)
-            boxes, scores, labels = found[:, :4], found[:, 4], labels[index]
+            thinned, index = batched_nms(boxes, scores, labels, nms)
+            boxes, scores, labels = thinned[:, :4], thinned[:, 4], labels[index]
         rows, columns = metainfo["ori_shape"][:2]
         boxes = boxes / boxes.new_tensor([*metainfo["scale_factor"][:2]]).repeat(2)
         boxes = boxes.minimum(boxes.new_tensor([columns, rows, columns, rows]))
@@ -298,6 +315,6 @@ def _flat(maps: Tensor) -> Tensor:
 
 
 def _around_origin(distances: Tensor) -> Tensor:
-    """(n, 4), distances from a location to left, top, right, bottom → (n, 4), the box around it as x1, y1, x2, y2."""
+    """(..., 4), distances from a location to left, top, right, bottom → (..., 4), x1, y1, x2, y2 around it."""
     left_top, right_bottom = distances.split(2, dim=-1)
     return torch.cat([-left_top, right_bottom], dim=-1)

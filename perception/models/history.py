@@ -39,8 +39,9 @@ def rotate_bev(
     center_x, center_y = lidar_origin_pixel(grid) if center is None else center
     aspect = grid.cell_size[1] / grid.cell_size[0] if center is None else 1.0
     with torch.autocast(bev.device.type, enabled=False):
-        angle = angle_deg.float().deg2rad()[:, None, None]
-        cos, sin = angle.cos(), angle.sin()
+        # In float64: libraries differ in the last bit of a float32 cosine, and so in the cell that is nearest.
+        angle = angle_deg.double().deg2rad()[:, None, None]
+        cos, sin = angle.cos().float(), angle.sin().float()
         x = torch.arange(grid.bev_w, device=bev.device) + 0.5 - center_x
         y = (torch.arange(grid.bev_h, device=bev.device) + 0.5 - center_y)[:, None]
         column = (cos * x - sin * aspect * y + center_x - 0.5).round().long()  # (B, bev_h, bev_w)

@@ -165,14 +165,17 @@ class PanopticFPNHead(nn.Module):
         Returns:
             (K, rows, columns).
         """
-        rows, columns = metainfo["img_shape"][:2]
-        scale = float(self.common_stride)
-        image = F.interpolate(logits[None], scale_factor=scale, mode="bilinear", align_corners=False)
-        image = image[..., :rows, :columns]
+        image = self.at_input_size(logits[None], metainfo["img_shape"][:2])
         size = tuple(metainfo["ori_shape"][:2])
-        if size != (rows, columns):
+        if size != tuple(image.shape[-2:]):
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         return image[0]
+
+    def at_input_size(self, logits: Tensor, image_shape: Sequence[int]) -> Tensor:
+        """(B, K, h, w) → (B, K, rows, columns) of the network's input before padding, which is `image_shape`."""
+        scale = float(self.common_stride)
+        image = F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
+        return image[..., : image_shape[0], : image_shape[1]]
 
 
 def _log2(stride: int, common_stride: int) -> int:

@@ -67,9 +67,10 @@ def locate(
         y = (torch.arange(rows, device=device) + 0.5) * stride
         points.append(torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], dim=-1).flatten(0, 1))
     sizes = [len(part) for part in points]
-    counts = torch.tensor(sizes, device=device)
     per_level = torch.tensor([[float(s), *r] for s, r in zip(strides, ranges, strict=True)], device=device)
-    per_point = per_level.repeat_interleave(counts, dim=0, output_size=sum(sizes))  # (P, 3)
+    per_point = torch.cat(
+        [row.expand(size, -1) for row, size in zip(per_level, sizes, strict=True)]
+    )  # (P, 3)
     return Locations(torch.cat(points), per_point[:, 0], per_point[:, 1:], tuple(sizes))
 
 

@@ -62,6 +62,7 @@ class ImageSpec:
 
     Attributes:
         network_size: (width, height) of the backbone's input, without padding.
+        source_size: (width, height) of the images that the export was proven with; others are stretched.
         color: order of the channels that the graph takes.
         mean: per channel, subtracted.
         std: per channel, divided by.
@@ -72,6 +73,7 @@ class ImageSpec:
     """
 
     network_size: tuple[int | str, int | str]
+    source_size: tuple[int, int] | None = None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     color: Literal["rgb"] = "rgb"

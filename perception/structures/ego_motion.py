@@ -120,7 +120,7 @@ def bev_shift(motion: Tensor, grid: BEVGrid) -> Tensor:
     Returns:
         (B, 2): (x, y) in units of the grid's extent; 0.1 means a tenth of the grid.
     """
-    distance = torch.hypot(motion[:, 0], motion[:, 1])
+    distance = (motion[:, 0] ** 2 + motion[:, 1] ** 2).sqrt()  # torch.hypot has no ONNX operator
     angle = motion[:, YAW] - torch.atan2(motion[:, 1], motion[:, 0])
     return torch.stack(
         [distance * angle.sin() / grid.extent[0], distance * angle.cos() / grid.extent[1]], dim=-1

@@ -93,7 +93,7 @@ def forward(model, arrays, info):
             features = [arrays[f"{inputs}/mlvl_feats{level}"] for level in range(count)]
             size, motion = tuple(info["img_shape_hw"]), arrays[f"{inputs}/can_bus"]
         bev = model.bev_encoder(features, arrays[f"{inputs}/lidar2img"][None], motion[None], size, bev)
-    return model._forward_heads(bev), prefix
+    return model.forward_heads(bev), prefix
 
 
 @pytest.mark.parametrize("name", FIXTURES)

@@ -13,6 +13,7 @@ VERBS = (
     "doctor",
     "config",
     "convert-checkpoint",
+    "export",
     "visualize",
     "report",
     "bench",
@@ -20,5 +21,5 @@ VERBS = (
 SUBVERBS = {
     "data": ("synthesize", "prepare", "verify"),
     "config": ("ls", "show", "diff"),
-    "bench": ("model", "data", "balance", "comm"),
+    "bench": ("model", "data", "balance", "comm", "export"),
 }
