@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 from perception.balancing import build_balancer
-from perception.runtime.geometry import quaternion
 from tests.docs.blocks import ROOT, blocks
-from tests.runtime.frames import make_frame
-from tests.runtime.toy_export import write_bevformer, write_fcos
 
 
 def with_checks(source: str) -> str:
@@ -23,24 +20,6 @@ def with_checks(source: str) -> str:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "balancer":
             lines.insert(statement.end_lineno, "check_balancer(balancer)")
     return "\n".join(lines)
-
-
-def deployment(folder: Path) -> dict[str, Any]:
-    """What the pages take for given where a model is deployed: exports, and a vehicle's numbers by the pages' names."""
-    write_bevformer(folder / "exports" / "nano")
-    write_fcos(folder / "exports" / "fcos_nano")
-    frame = make_frame(0)
-    poses = {name: camera.camera2ego for name, camera in frame.cameras.items()}
-    return {
-        "rgb": {name: camera.image for name, camera in frame.cameras.items()},
-        "image": frame.cameras["CAM_FRONT"].image,
-        "k": {name: camera.intrinsics for name, camera in frame.cameras.items()},
-        "translation": {name: pose[:3, 3] for name, pose in poses.items()},
-        "rotation": {name: quaternion(pose[:3, :3]) for name, pose in poses.items()},
-        "lidar2ego": frame.lidar2ego,
-        "ego2global": frame.ego2global,
-        "seconds": frame.timestamp,
-    }
 
 
 def in_a_vehicle() -> dict[str, Any]:
@@ -73,8 +52,6 @@ def test_python_runs(block, tmp_path, monkeypatch):
     file.write_text(with_checks(block.text), encoding="utf-8")
     # What fragments of a config change: dicts.
     config: dict[str, Any] = {"optim_wrapper": {}, "model": {}}
-    if "perception.runtime" in block.text:
-        config |= deployment(tmp_path)
     after = runpy.run_path(str(file), init_globals={**config, **values, "check_balancer": build_balancer})
     if balancer := after["optim_wrapper"].get("balancer"):
         build_balancer(balancer)
