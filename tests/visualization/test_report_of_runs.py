@@ -22,9 +22,9 @@ def words(page):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two methods with two seeds, the second better, and a single-task run."""
+    """Two methods with three seeds, the second better, and a single-task run."""
     for name, score in (("sum", 0.2), ("pcgrad", 0.4)):
-        for seed in (0, 1):
+        for seed in (0, 1, 2):
             write_run(
                 tmp_path / name / f"seed{seed}",
                 cfg=config(name, seed=seed),
@@ -38,14 +38,15 @@ def runs(tmp_path):
 
 
 def test_a_difference_is_judged_by_both_errors():
-    low, high = over_seeds([0.20, 0.21]), over_seeds([0.40, 0.41])
+    low, high = over_seeds([0.20, 0.21, 0.22]), over_seeds([0.40, 0.41, 0.42])
     better = compare_cell(high, low, decimals=3)
-    assert (better.value, better.error, better.difference) == ("0.405", "±0.005", "+0.200 ±0.007")
+    assert (better.value, better.error, better.difference) == ("0.410", "±0.006", "+0.200 ±0.008")
     assert better.verdict == "better"
     assert compare_cell(high, low, decimals=3, is_lower_better=True).verdict == "worse"
-    assert compare_cell(low, over_seeds([0.20, 0.22]), decimals=3).verdict == ""
+    assert compare_cell(low, over_seeds([0.20, 0.22, 0.24]), decimals=3).verdict == ""
+    assert compare_cell(high, over_seeds([0.20, 0.21]), decimals=3).verdict == ""  # two seeds say little
     alone = compare_cell(over_seeds([0.4]), low, decimals=3)  # one seed has no error, so nothing is claimed
-    assert (alone.error, alone.difference, alone.verdict) == ("", "+0.195", "")
+    assert (alone.error, alone.difference, alone.verdict) == ("", "+0.190", "")
     assert compare_cell(None, low, decimals=3).value == ""
 
 
@@ -61,7 +62,7 @@ def test_every_section_is_there(runs):
     for piece in (
         "sum · pcgrad",
         "sum reference",
-        "+0.200 ±0.007 ▲",
+        "+0.200 ±0.008 ▲",
         "12.3 ±1.0 – 0.123 ±0.010",
         "Best sample",
         "Worst sample",
@@ -88,7 +89,7 @@ def test_every_section_is_there(runs):
 
 def test_another_reference_and_one_that_is_not_there(runs):
     page = write_report(runs, runs / "page.html", reference="pcgrad").read_text(encoding="utf-8")
-    assert "−0.200 ±0.007 ▼" in words(page)
+    assert "−0.200 ±0.008 ▼" in words(page)
     with pytest.raises(
         ConfigError, match=r"--reference 'pcgrat'.*Did you mean 'pcgrad'.*Allowed: sum, pcgrad"
     ):

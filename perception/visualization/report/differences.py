@@ -62,8 +62,8 @@ def differing(values: Sequence[Any], key: str = "") -> list[Difference]:
     else:
         parts = [named for value in values if (named := _by_type(value)) is not None]
     if len(parts) < len(values) or all(part == parts[0] for part in parts):
-        present = [value for value in values if value is not _ABSENT]
-        is_all_or_nothing = len(present) < len(values) and all(value == present[0] for value in present)
+        present = [value for value in values if value is not _ABSENT and value is not None]
+        is_all_or_nothing = 0 < len(present) < len(values) and all(value == present[0] for value in present)
         return [Difference(key, [_text(value, is_brief=is_all_or_nothing) for value in values])]
     names = dict.fromkeys(name for part in parts for name in part)
     return [

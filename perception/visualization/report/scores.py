@@ -27,6 +27,8 @@ _KINDS = {"AP": "AP", "IoU": "IoU", "Acc": "precision of pixels"} | {
 }
 _ORDER = (*CLASS_NAMES, *BDD_BOX_CLASSES, *MAP_CLASSES, *FILLED_MAP_CLASSES, *BDD_SEG_CLASSES)
 _GREY = (153, 153, 153)
+_MIN_SEEDS = 3
+"""Errors of fewer seeds are too uncertain themselves to call a difference one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Cell:
     Attributes:
         value: with its error; "" where there is none.
         difference: from the reference, with its error; "" of the reference itself.
-        verdict: "better" or "worse" where the difference is more than two errors, else "".
+        verdict: "better" or "worse" where both have three seeds and the difference is more than two errors, else "".
         is_best: of its row or column.
     """
 
@@ -88,7 +90,7 @@ def compare_cell(
     if value.error is not None and reference.error is not None:
         uncertainty = math.hypot(value.error, reference.error)
         difference += f" ±{uncertainty:.{decimals}f}"
-        if abs(gap) > 2 * uncertainty:
+        if min(value.num, reference.num) >= _MIN_SEEDS and abs(gap) > 2 * uncertainty:
             verdict = "worse" if (gap > 0) == is_lower_better else "better"
     return Cell(value=text, error=error, difference=difference, verdict=verdict)
 
