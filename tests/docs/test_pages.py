@@ -122,6 +122,14 @@ def test_cards_have_the_models_counts():
             )
 
 
+@pytest.mark.parametrize("card", CARDS, ids=lambda page: page.stem)
+def test_a_card_says_all_that_a_card_must(card):
+    text = card.read_text(encoding="utf-8").lower()
+    for word in ("what it is", "what they are"), ("input",), ("parameters",), ("recipe",), ("weights",), ("licence",), \
+            ("measured",), ("not run", "amd epyc"), ("## limits",):  # fmt: skip
+        assert any(choice in text for choice in word), f"{card.name} says nothing of {word[0]}"
+
+
 def test_pages_are_short():
     for page in DOCS.rglob("*.md"):
         assert "results" in page.parts or len(page.read_text(encoding="utf-8").splitlines()) <= 110, page
