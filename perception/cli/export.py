@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.cli import exit_codes
-from perception.cli._configs import choose_model, load_checked, require_weights
+from perception.cli._configs import choose_model, load_changed, load_checked, require_weights
 from perception.cli._output import print_json, say
 from perception.cli._parser import add_data_root, add_overrides, add_verb, positive_int
 
@@ -83,6 +83,11 @@ def run(args: argparse.Namespace) -> int:
         choice, "name them behind it: perception export CONFIG CHECKPOINT --out DIR."
     )
     loaders = ["test_dataloader"] + (["train_dataloader"] if "int8" in args.precision else [])
+    if args.data_root is not None:
+        from perception.config import fit_to_root
+
+        for loader in loaders:
+            args.overrides = [*args.overrides, *fit_to_root(load_changed(choice.config, args), loader)]
     cfg = load_checked(choice.config, args, loaders=loaders)
     from perception.export import ExportOptions, export_model
 

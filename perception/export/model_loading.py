@@ -92,11 +92,11 @@ def _as_trained(model: nn.Module, optim_wrapper: Mapping[str, Any] | None) -> nn
         return model
     balancer = build_balancer(spec)
     prepared = balancer.prepare(model)
-    if balancer.plan:
+    groups = [group for group, _ in balancer.plan] or list(prepared.task_streams.groups)
+    if groups:
         name = spec.get("name") if isinstance(spec, Mapping) else spec
         raise ConfigError(
-            f"the model was trained by {name!r}, with layers of their own for {[group for group, _ in balancer.plan]}, "
-            "and runs once for each of them; export knows models that run once. Train with another method, or export "
-            "single-task models"
+            f"the model was trained by {name!r}, with layers of their own for {groups}, and runs once for each of "
+            "them; export knows models that run once. Train with another method, or export single-task models"
         )
     return prepared
