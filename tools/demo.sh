@@ -70,7 +70,7 @@ seconds=()
 for name in setup synthesize prepare train evaluate visualize; do
     seconds+=("$name=$(cat "$RUN/.demo/$name.seconds")")
 done
-perception report "$RUN" --seconds "${seconds[@]}" >"$RUN/.demo/report.path"
+perception report "$RUN" --draw 1 --seconds "${seconds[@]}" >"$RUN/.demo/report.path"
 
 current="summary"
 cat "$RUN/summary.json"

@@ -182,7 +182,7 @@ def test_scores_of_images(run_folder):
     (run_folder / "log.jsonl").write_text('{"step": 1, "AP": 0.251, "mIoU": 0.497}')
     page = write_report(run_folder).read_text()
     assert "average precision of boxes" in page
-    for text in ("road", "car", "0.251", "0.497"):
+    for text in ("road", "car", "0.251", "0.497", "single images"):
         assert text in page
     words = re.sub(r'"data:[^"]*"', "", page)  # a picture's bytes may spell anything
     for text in ("nuscenes-devkit", "AOE", "divider", "NDS"):

@@ -101,6 +101,7 @@ def test_other_data_is_not_compared(tmp_path):
         write_run(tmp_path / name, cfg=config(name, ann_file=ann_file), scores=metrics(score))
     text = words(write_report([tmp_path / "a", tmp_path / "b"]).read_text(encoding="utf-8"))
     assert "scored on different data" in text
+    assert "b (other data) 0.400" in text
     assert "+0.200" not in text
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from perception.utils.seed_statistics import SeedMean, over_seeds
+from perception.visualization.comparability import same_data
 from perception.visualization.report.scores import decimals_of
 from perception.visualization.run_groups import RunGroup, numbers_of
 
@@ -58,18 +59,24 @@ def is_image(groups: Sequence[RunGroup]) -> bool:
     return bool({"AP", "fIoU"} & (found | summaries)) and "NDS" not in found
 
 
-def headlines(groups: Sequence[RunGroup]) -> list[Headline]:
-    """The page's first scores; one that nobody has is there without a value."""
+def headlines(groups: Sequence[RunGroup], reference: RunGroup) -> list[Headline]:
+    """The page's first scores; one that nobody has is there without a value.
+
+    Args:
+        groups: the methods.
+        reference: those on other data than this one are marked.
+    """
     texts = IMAGES if is_image(groups) else BEV
-    return [_headline(groups, name, text) for name, text in texts.items()]
+    return [_headline(groups, reference, name, text) for name, text in texts.items()]
 
 
-def _headline(groups: Sequence[RunGroup], name: str, text: str) -> Headline:
+def _headline(groups: Sequence[RunGroup], reference: RunGroup, name: str, text: str) -> Headline:
     rows: list[tuple[str, str, SeedMean, list[float]]] = []
     for group in groups:
         value = group.over_seeds(name) or _from_summary(group, name)
         if value is not None:
             label = "this run" if len(groups) == 1 and len(group.runs) == 1 else group.label
+            label += "" if same_data(group, reference) else " (other data)"
             seeds = [numbers_of(run)[name] for run in group.runs] if value.num > 1 else []
             rows.append((label, f"var(--c{group.colour % 10})", value, seeds))
     for key, label in BASELINES.items():

@@ -108,7 +108,7 @@ def _context(
     shared_env, differing_env = environment_rows(groups)
     differences = [] if is_one else config_differences(groups)
     pairs, pair_rows = pair_table(groups)
-    page_headlines = headlines(groups)
+    page_headlines = headlines(groups, reference)
     notes += _notes(groups, has_pictures=bool(samples))
     folder = reference.first.summary.folder.resolve()
     return {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from perception.structures import (
@@ -25,7 +26,9 @@ _LOWER = ("ATE", "ASE", "AOE", "AVE", "AAE")
 _KINDS = {"AP": "AP", "IoU": "IoU", "Acc": "precision of pixels"} | {
     name: f"{name} ({unit})" for name, unit in TP_ERRORS.items()
 }
-_ORDER = (*CLASS_NAMES, *BDD_BOX_CLASSES, *MAP_CLASSES, *FILLED_MAP_CLASSES, *BDD_SEG_CLASSES)
+_BOX_ORDER = (*CLASS_NAMES, *BDD_BOX_CLASSES)
+_SEG_ORDER = (*MAP_CLASSES, *FILLED_MAP_CLASSES, *BDD_SEG_CLASSES)
+_SEG_KINDS = ("IoU", "Acc")
 _GREY = (153, 153, 153)
 _MIN_SEEDS = 3
 """Errors of fewer seeds are too uncertain themselves to call a difference one."""
@@ -135,7 +138,7 @@ def class_tables(groups: Sequence[RunGroup], reference: RunGroup | None) -> list
             corner="class",
             heads=[group.label for group in shown],
         )
-        for name in sorted(classes, key=_class_order):
+        for name in sorted(classes, key=partial(_class_order, kind=kind)):
             values = [group.over_seeds(f"{kind}/{name}") for group in shown]
             cells = _cells(values, shown, reference, kind)
             table.rows.append((name.replace("_", " "), class_colour(name, kind), cells))
@@ -166,7 +169,7 @@ def _class_rows(group: RunGroup, kinds: Sequence[str]) -> list[tuple[str, str | 
         classes = [*classes, *(name for name in ours[1:] if name not in classes)]
     rows: list[tuple[str, str | None, list[str]]] = [
         (name.replace("_", " "), class_colour(name, first), [f"{kind}/{name}" for kind in kinds])
-        for name in sorted(classes, key=_class_order)
+        for name in sorted(classes, key=partial(_class_order, kind=first))
     ]
     means = ["AP" if kind == "AP" and "AP" in group.metrics else f"m{kind}" for kind in kinds]
     return [*rows, ("mean", None, means)]
@@ -195,7 +198,7 @@ def multi_task_cells(scored: Mapping[str, Mapping[str, Any]]) -> dict[str, list[
 
 def class_colour(name: str, kind: str = "AP") -> str:
     """A class's colour in the pictures."""
-    known = {**SEG_COLOURS, **MAP_COLOURS} if kind in ("IoU", "Acc") else {**BOX_COLOURS_2D, **CLASS_COLOURS}
+    known = {**SEG_COLOURS, **MAP_COLOURS} if kind in _SEG_KINDS else {**BOX_COLOURS_2D, **CLASS_COLOURS}
     return to_hex(known.get(name, _GREY))
 
 
@@ -232,8 +235,9 @@ def _is_error(name: str) -> bool:
     return name.removeprefix("m") in _LOWER
 
 
-def _class_order(name: str) -> int:
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+def _class_order(name: str, kind: str) -> int:
+    order = _SEG_ORDER if kind in _SEG_KINDS else _BOX_ORDER
+    return order.index(name) if name in order else len(order)
 
 
 def _scaled(value: Mapping[str, Any] | None, decimals: int, scale: float) -> Cell:
