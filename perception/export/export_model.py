@@ -2,11 +2,12 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from safetensors.torch import save_file
@@ -163,7 +164,7 @@ def export_model(
             measured |= clock.time(
                 "proof", lambda: prove(folder, variants, module, steps, graph.taps, clock.seconds)
             )
-        shapes = {**steps[0].inputs, **_outputs(module, example)}
+        shapes = {**steps[0].inputs, **_outputs(module, example, steps[0].inputs)}
         manifest = describe(
             cfg,
             name,
@@ -221,11 +222,16 @@ def make_graph(
     return kind(model, prepare).eval()
 
 
-def _outputs(module: GraphModule, example: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Shapes of inputs and outputs, from one pass of torch."""
+def _outputs(
+    module: GraphModule, example: dict[str, torch.Tensor], real: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Shapes of inputs and outputs, from one pass of torch; on real cameras, as those of the example all see alike."""
+    inputs = {
+        name: torch.from_numpy(real[name]) if name in real else value for name, value in example.items()
+    }
     with torch.no_grad():
-        found = module(*example.values())
-    return {**example, **{name: found[name] for name in module.output_names}}
+        found = module(*inputs.values())
+    return {**inputs, **{name: found[name] for name in module.output_names}}
 
 
 def _save_program(
