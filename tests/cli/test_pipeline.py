@@ -85,7 +85,17 @@ def test_train_test_draw_and_report(options, tmp_path, capsys):
     for name in ("constant", "ground-truth"):
         assert main(["test", "bevformer_nano", "--baseline", name, "--work-dir", str(run), *options]) == 0
     assert main(["visualize", str(run), "--num", "2"]) == 0
-    assert main(["report", str(run), "--seconds", "setup=1.5"]) == 0
+    scores = json.loads((run / "metrics_per_sample.json").read_text())["samples"]
+    assert len(scores) == 4
+    assert all(set(found) == {"mAP", "mIoU"} for found in scores.values())
+    assert main(["report", str(run), "--seconds", "setup=1.5", "--draw", "1"]) == 0
+    drawn = json.loads((run / "pictures" / "ranked" / "predictions.json").read_text())["pictures"]
+    assert len(drawn) == 2
+    assert set(drawn) <= set(scores)
+    assert {path.name for path in (run / "pictures" / "ranked").glob("*.jpg")} == set(drawn.values())
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Best sample" in page
+    assert "Worst sample" in page
     summary = json.loads((run / "summary.json").read_text())
     assert {"NDS", "mAP", "mIoU", "untrained", "constant", "seconds", "samples_per_second"} <= set(summary)
     assert summary["ground-truth"]["mIoU"] == 1.0
