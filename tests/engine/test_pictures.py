@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from perception.engine.evaluation_parts import evaluation_parts
-from perception.engine.pictures import _boxes, list_pictures
+from perception.engine.pictures import boxes_of, list_pictures
 
 
 def test_pictures_are_listed_relative_to_the_run(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_boxes_that_are_not_finite_are_not_drawn() -> None:
     found = InstanceData(
         bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), scores_3d=torch.ones(3), labels_3d=torch.arange(3)
     )
-    drawn, labels, scores = _boxes(Det3DDataSample(pred_instances_3d=found))
+    drawn, labels, scores = boxes_of(Det3DDataSample(pred_instances_3d=found))
     assert np.isfinite(drawn).all()
     assert labels.tolist() == [0, 2]
     assert scores.tolist() == [1, 1]
