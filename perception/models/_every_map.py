@@ -21,4 +21,4 @@ def attend_every_map(
     locations = locations.permute(0, 4, 1, 2, 3, 5, 6).flatten(0, 1)  # (B·N, Q, H, L, P, 2)
     per_map = weights.permute(0, 4, 1, 2, 3, 5).flatten(0, 1)
     attended = multi_scale_deformable_attention(value, spatial_shapes, locations, per_map)  # (B·N, Q, C)
-    return attended.unflatten(0, (len(weights), -1)).sum(dim=1)
+    return attended.unflatten(0, (weights.shape[0], -1)).sum(dim=1)

@@ -261,7 +261,7 @@ class BEVEncoder(nn.Module):
             ValueError: the features or `prev_bev` do not fit the configuration.
         """
         self._check(mlvl_feats, prev_bev)
-        batch = len(lidar2img)
+        batch = lidar2img.shape[0]
         chooses = has_prev is not None and prev_bev is not None
         if has_prev is None or prev_bev is None:
             has_prev = lidar2img.new_full((batch,), prev_bev is not None, dtype=torch.bool)
@@ -311,7 +311,7 @@ class BEVEncoder(nn.Module):
         """(B, 2, Q, 2), (x, y) in 0..1: where a cell lies in the aligned history, and in the current BEV."""
         with torch.autocast(ego_motion.device.type, enabled=False):
             shift = bev_shift(ego_motion.float(), self.grid) * has_prev[:, None]  # (B, 2)
-            current = self.ref_2d[None].expand(len(shift), -1, -1)
+            current = self.ref_2d[None].expand(shift.shape[0], -1, -1)
             moved = current + shift[:, None]
             return torch.stack([moved, moved if self.compat.aliased_shift else current], dim=1)
 

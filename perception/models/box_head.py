@@ -186,15 +186,15 @@ class BoxHead(nn.Module):
             embedding = torch.cat([embedding, extra.embedding])
             attention_mask = self_attention_mask(num_groups, self.num_query, extra)
         query_pos, query = embedding[None].split(self.embed_dims, dim=-1)  # (1, Q + P, C)
-        reference = self.reference_points(query_pos[:, :num_boxes]).sigmoid().expand(len(bev), -1, -1)
+        reference = self.reference_points(query_pos[:, :num_boxes]).sigmoid().expand(bev.shape[0], -1, -1)
         if self.training:  # else samples are alike until they look at their BEV
-            query = query.expand(len(bev), -1, -1)
+            query = query.expand(bev.shape[0], -1, -1)
         all_scores, all_codes = [], []
         for layer_idx, layer in enumerate(self.decoder):
             branch = layer_idx if self.with_box_refine else 0
             points = reference[..., :2]
             if extra is not None:
-                points = torch.cat([points, extra.reference_points.expand(len(bev), -1, -1)], dim=1)
+                points = torch.cat([points, extra.reference_points.expand(bev.shape[0], -1, -1)], dim=1)
             query = layer(
                 query,
                 query_pos,

@@ -128,7 +128,7 @@ class DecoderLayer(nn.Module):
             )
         else:
             query = self._look_around(query, query_pos, num_groups, attention_mask)
-        query = query.expand(len(bev), -1, -1)
+        query = query.expand(bev.shape[0], -1, -1)
         query = self.norms[1](self.cross_attention(query, query_pos, bev, reference_points, bev_shape))
         return self.norms[2](self.ffn(query))
 

@@ -41,7 +41,7 @@ class MapSlicer(nn.Module):
 
     def forward(self, bev: Tensor) -> Tensor:
         """(B, C, bev_h, bev_w) → (B, C, rows, columns)."""
-        locations = self.locations[None].expand(len(bev), -1, -1, -1)
+        locations = self.locations[None].expand(bev.shape[0], -1, -1, -1)
         with torch.autocast(bev.device.type, enabled=False):
             features = bev.to(locations.dtype)
             if self._follows_upstream:

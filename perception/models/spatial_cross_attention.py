@@ -113,7 +113,7 @@ class SpatialCrossAttention(nn.Module):
             weights.view(batch, num_query, heads, levels, 1, points) * plan.weight[:, :, None, None, :, None]
         )
 
-        value = self.value_proj(features).view(len(features), -1, heads, channels // heads)
+        value = self.value_proj(features).view(features.shape[0], -1, heads, channels // heads)
         if plan.camera_idx is None:
             attended = attend_every_map(value, spatial_shapes, locations, weights)
         else:

@@ -185,7 +185,7 @@ def _check_shapes(
             "give the (h, w) of each level, in the order in which the maps were flattened"
         )
     shape, levels = tuple(locations.shape), len(spatial_shapes)
-    batch = rows if map_idx is None else len(map_idx)
+    batch = rows if map_idx is None else map_idx.shape[0]
     if len(shape) != 6 or (shape[0], shape[2], shape[3], shape[5]) != (batch, heads, levels, 2):
         raise ValueError(
             f"sampling_locations must be (B={batch}, Q, H={heads}, L={levels}, P, 2), found {shape}"
