@@ -122,7 +122,7 @@ def _recorded_fps(timestamps: Sequence[float]) -> float:
 def _full_size(dataset: NuScenesBEVDataset) -> NuScenesBEVDataset:
     """The same samples with images as they are stored, for the eye."""
     return NuScenesBEVDataset(
-        ann_file=dataset.ann_file,
+        ann_file=str(Path(dataset.ann_file).absolute()),  # it is joined with the root already
         data_root=dataset.data_root,
         test_mode=True,
         class_names=dataset.class_names,

@@ -1,6 +1,7 @@
 """`verify`, `test` and `predict` on what was exported; `test --format-only` for a split without labels."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from perception.checkpoint import save_checkpoint
 from perception.cli.main import main
 from perception.config import load_config
 from perception.config.serialise import dump_json
-from perception.datasets import prepare, read_metainfo
+from perception.datasets import NuScenesBEVDataset, prepare, read_metainfo
+from perception.engine.video import _full_size
 from perception.structures import CLASS_NAMES, MAP_CLASSES
 from tests.runtime.toy_export import write_bevformer
 
@@ -179,6 +181,13 @@ def test_a_scene_as_a_video(export, index, tmp_path, capsys, ending):
     assert width > 1.8 * height > 500
     assert all(frame.std() > 20 for frame in frames)
     assert all(np.abs(frame.astype(int) - frames[0]).mean() > 1 for frame in frames[1:])
+
+
+def test_a_videos_images_are_found_below_a_relative_root(index, synthetic_root, monkeypatch):
+    monkeypatch.chdir(synthetic_root.parent)
+    file = os.path.relpath(index / "v1.0-mini_mini_val.json", synthetic_root)
+    dataset = NuScenesBEVDataset(ann_file=file, data_root=synthetic_root.name, test_mode=True, pipeline=[])
+    assert _full_size(dataset).sample_tokens == dataset.sample_tokens
 
 
 def test_pictures_of_an_export(export, tmp_path, capsys):
