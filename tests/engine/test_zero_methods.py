@@ -55,6 +55,7 @@ def changing_run(name: str, precision: str, num_ranks: int, steps: int, **change
         "balancer": CHANGING[name],
         "model__batch_norm": False,
         "model__is_double": False,
+        "model__is_smooth": precision == "bf16",
         "train_dataloader__batch_size": 4 // num_ranks,
         "train_dataloader__dataset__num_samples": 12,
         "train_dataloader__dataset__seg_every": 3,
