@@ -26,9 +26,16 @@ def launch(jobs: list[dict[str, Any]], *, num_ranks: int = 2, limit_s: int = 150
         processes.append(
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
-    outputs = [process.communicate(timeout=limit_s + 20)[0] for process in processes]
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=limit_s + 20)[0])
+        except subprocess.TimeoutExpired:  # a rank that could not even keep its own limit
+            for hanging in processes:
+                hanging.kill()
+            outputs.append(process.communicate()[0])
     codes = [process.returncode for process in processes]
-    assert codes == [0] * num_ranks, "\n".join(output[-3000:] for output in outputs)
+    assert codes == [0] * num_ranks, f"exit codes {codes}\n" + "\n".join(output[-3000:] for output in outputs)
 
 
 def free_port() -> int:

@@ -5,9 +5,9 @@
 Jobs share the process because starting one costs seconds.
 """
 
+import faulthandler
 import json
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -305,5 +305,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.alarm(int(os.environ.get("TOY_LIMIT_S", "150")))
+    faulthandler.dump_traceback_later(
+        int(os.environ.get("TOY_LIMIT_S", "150")), exit=True
+    )  # says where it hangs
     main()
