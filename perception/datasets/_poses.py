@@ -44,11 +44,3 @@ def pose_matrix(translation: Sequence[float], rotation: Sequence[float]) -> np.n
     pose[:3, :3] = rotation_matrices(np.asarray([rotation]))[0]
     pose[:3, 3] = translation
     return pose
-
-
-def invert_pose(pose: np.ndarray) -> np.ndarray:
-    """Inverse of a rigid (4, 4) pose."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse

@@ -12,9 +12,10 @@ import numpy as np
 
 from perception.datasets._can_bus import CanBus
 from perception.datasets._files import missing_files
-from perception.datasets._poses import invert_pose, pose_matrix, rotation_matrices
+from perception.datasets._poses import pose_matrix, rotation_matrices
 from perception.datasets._splits import scenes_of_splits
 from perception.datasets._tables import Database, Problem, Record, raise_first, read_database
+from perception.runtime.geometry import invert_pose
 from perception.structures import CAMERA_NAMES, CLASS_NAMES
 from perception.utils import DataError, get_logger, show_progress, write_bytes_atomic
 

@@ -43,7 +43,7 @@ TOLERANCES: dict[str, Measured] = {
         "boxes": {"mean": 2.0},
         "scores": {"mean": 5e-2},
         "labels": {"mean": 0.2},
-        "seg": {"mean": 0.2},
+        "seg": {"mean": 5e-2},
         "bev": {"mean": 0.3},
     },
 }

@@ -13,9 +13,10 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import view_points
 
 from perception.datasets import DETECTION_NAMES, prepare
-from perception.datasets._poses import invert_pose, pose_matrix
+from perception.datasets._poses import pose_matrix
 from perception.datasets._tables import read_database
 from perception.datasets.index_builder import _rounded
+from perception.runtime import invert_pose
 from perception.structures import CAMERA_NAMES, CLASS_NAMES, compose_lidar2img
 from perception.utils import DataError
 
