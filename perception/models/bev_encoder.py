@@ -271,8 +271,7 @@ class BEVEncoder(nn.Module):
         features, spatial_shapes = self.embed_features(mlvl_feats)
         plan = plan_cameras(
             *project_pillars(self.ref_3d, lidar2img, image_shape),
-            # An exported graph has no choice of maps, which few runtimes know; every camera is always right.
-            max_cameras_per_cell=None if torch.compiler.is_exporting() else self.max_cameras_per_cell,
+            max_cameras_per_cell=self.max_cameras_per_cell,
             first_sample=self.compat.first_sample_cameras,
         )
         reference_points = self.temporal_reference(ego_motion, has_prev)

@@ -19,12 +19,12 @@ class CameraPlan:
     """Which cameras each BEV cell looks into, shared by all encoder layers of one forward.
 
     reference_points: (B, Q, M, D, 2), (u, v) as a fraction of the padded image; far outside where the slot is unused.
-    camera_idx: (B, Q, M), int64, the camera of each slot; None: slot m is camera m, M = N.
+    camera_idx: (B, Q, M), int64, the camera of each slot.
     weight: (B, Q, M), 1 / (number of cameras that see the cell) for a used slot, else 0.
     """
 
     reference_points: Tensor
-    camera_idx: Tensor | None
+    camera_idx: Tensor
     weight: Tensor
 
 
@@ -81,8 +81,9 @@ def plan_cameras(
     """List the cameras that see each cell.
 
     All shapes are constants, and nothing waits for the device. Where a cell is seen by more cameras than it has slots,
-    a CPU raises ValueError, and CUDA a device-side assertion at its next synchronisation. *Deviation* from upstream,
-    which gathers the cells of each camera by `nonzero`, sample by sample.
+    a CPU raises ValueError, CUDA a device-side assertion at its next synchronisation, and an exported graph, which has
+    no errors, gives the cell the weight NaN. *Deviation* from upstream, which gathers the cells of each camera by
+    `nonzero`, sample by sample.
 
     Args:
         reference_points: (B, N, Q, D, 2).
@@ -100,10 +101,14 @@ def plan_cameras(
     if first_sample:
         visible = visible[:1].expand(batch, -1, -1)
     if max_cameras_per_cell is None or max_cameras_per_cell >= num_cams:
-        used, points, camera_idx = visible, reference_points, None
+        used, points = visible, reference_points
+        camera_idx = torch.arange(num_cams, device=mask.device).expand(batch, mask.shape[2], -1)
     else:
         turn = visible.cumsum(dim=1)  # (B, N, Q): 1 at the first camera that sees the cell, 2 at the second
-        _check_slots(turn[:, -1], max_cameras_per_cell)
+        if torch.compiler.is_exporting():
+            hits = torch.where(turn[:, -1] > max_cameras_per_cell, torch.nan, hits)
+        else:
+            _check_slots(turn[:, -1], max_cameras_per_cell)
         slots = torch.arange(1, max_cameras_per_cell + 1, device=mask.device)[:, None, None]
         chosen = visible[:, None] & (turn[:, None] == slots)  # (B, M, N, Q)
         used = chosen.any(dim=2)  # (B, M, Q)

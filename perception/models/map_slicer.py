@@ -30,7 +30,9 @@ class MapSlicer(nn.Module):
         centres = torch.tensor(map_grid.centres())  # (rows, columns, 2), metres
         if divisors is None:
             low, extent = (torch.tensor(pair[:2]).double() for pair in (bev_grid.pc_range, bev_grid.extent))
-            locations = 2 * (centres - low) / extent - 1
+            # Kept between the outermost cells' centres, where the border continues and zeros beyond do not matter.
+            outermost = 1 - torch.tensor([1 / bev_grid.bev_w, 1 / bev_grid.bev_h]).double()
+            locations = (2 * (centres - low) / extent - 1).clamp(-outermost, outermost)
         else:
             # Upstream's BEV is transposed and flipped along x, and its positions are divided in float32.
             transposed = (centres * torch.tensor([-1.0, 1.0])).flip(-1).float()
@@ -47,5 +49,5 @@ class MapSlicer(nn.Module):
             if self._follows_upstream:
                 sampled = F.grid_sample(features.transpose(2, 3).flip(2), locations, align_corners=True)
             else:
-                sampled = F.grid_sample(features, locations, padding_mode="border", align_corners=False)
+                sampled = F.grid_sample(features, locations, align_corners=False)
         return sampled.to(bev.dtype)

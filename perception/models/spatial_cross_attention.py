@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from perception.models._dropout import Dropout
-from perception.models._every_map import attend_every_map
 from perception.models._layers import (
     at_least_float,
     check_heads,
@@ -114,10 +113,7 @@ class SpatialCrossAttention(nn.Module):
         )
 
         value = self.value_proj(features).view(features.shape[0], -1, heads, channels // heads)
-        if plan.camera_idx is None:
-            attended = attend_every_map(value, spatial_shapes, locations, weights)
-        else:
-            attended = multi_scale_deformable_attention(
-                value, spatial_shapes, locations.flatten(4, 5), weights.flatten(4, 5), plan.camera_idx
-            )  # (B, Q, C)
+        attended = multi_scale_deformable_attention(
+            value, spatial_shapes, locations.flatten(4, 5), weights.flatten(4, 5), plan.camera_idx
+        )  # (B, Q, C)
         return query + self.dropout(self.output_proj(attended))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from perception.models._dropout import Dropout
-from perception.models._every_map import attend_every_map
 from perception.models._layers import (
     at_least_float,
     check_heads,
@@ -95,11 +94,8 @@ class TemporalSelfAttention(nn.Module):
         locations = sampling_locations(reference, offsets, [bev_shape])  # (B, Q, H, 1, T, P, 2)
 
         value = self.value_proj(seen).view(batch * QUEUE, num_query, heads, channels // heads)
-        if torch.compiler.is_exporting():
-            attended = attend_every_map(value, [bev_shape], locations, weights)
-        else:
-            queue_idx = torch.arange(QUEUE, device=query.device).expand(batch, num_query, -1)
-            attended = multi_scale_deformable_attention(
-                value, [bev_shape], locations.flatten(4, 5), weights.flatten(4, 5), queue_idx
-            )  # (B, Q, C)
+        queue_idx = torch.arange(QUEUE, device=query.device).expand(batch, num_query, -1)
+        attended = multi_scale_deformable_attention(
+            value, [bev_shape], locations.flatten(4, 5), weights.flatten(4, 5), queue_idx
+        )  # (B, Q, C)
         return query + self.dropout(self.output_proj(attended))

@@ -101,37 +101,44 @@ def _reference(
     maps = value.to(dtype).unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B*H, D, N, S)
     grid = (2 * sampling_locations.to(dtype) - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B*H, L, P, Q, 2)
     weights = attention_weights.to(dtype).permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B*H, L, P, Q)
+    number = None
     if map_idx is not None:
         if not torch.compiler.is_compiling():  # which exports count as
             deformable_attention_op.check_map_idx(map_idx, maps.shape[2])
-        grid = torch.cat([grid, _depths(map_idx, maps.shape[2], heads, grid)], dim=-1)  # (B*H, L, P, Q, 3)
+        number = _map_of_each_point(map_idx, heads, grid)  # (B*H, P, Q)
 
     out = maps.new_zeros(batch * heads, channels, queries)
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         feature = maps[..., start : start + height * width].unflatten(3, (height, width))  # (B*H, D, N, h, w)
         start += height * width
-        samples = _sample(feature, grid[:, level])  # (B*H, D, P, Q)
+        samples = _sample(feature, grid[:, level], number)  # (B*H, D, P, Q)
         out = out + (samples * weights[:, None, level]).sum(
             2
         )  # (B*H, D, Q); with P before Q the sum runs along memory
     return out.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)  # (B, Q, C)
 
 
-def _sample(feature: Tensor, grid: Tensor) -> Tensor:
-    """(…, D, N, h, w) at (…, P, Q, 2), or, between the N maps, at (…, P, Q, 3) → (…, D, P, Q)."""
-    if grid.shape[-1] == 2:
+def _sample(feature: Tensor, grid: Tensor, number: Tensor | None) -> Tensor:
+    """(..., D, N, h, w) at (..., P, Q, 2) of the maps `number`, (..., P, Q), or of the only one → (..., D, P, Q)."""
+    if number is None:
         return F.grid_sample(feature.squeeze(2), grid, padding_mode="zeros", align_corners=False)
-    return F.grid_sample(feature, grid[:, None], padding_mode="zeros", align_corners=False).squeeze(2)
+    # One above the other, with a row of zeros before and behind each, the maps are one image. That takes four corners
+    # per point, where sampling between maps takes eight, and every runtime knows it.
+    num_maps, height = feature.shape[2:4]
+    stack = F.pad(feature, (0, 0, 1, 1)).flatten(2, 3)  # (..., D, N * (h + 2), w)
+    x, y = grid.unbind(dim=-1)
+    row = ((y + 1) * (height / 2) - 0.5).clamp(-1, height) + 1  # of the padded map
+    row = row + number * (height + 2)
+    y = (2 * row + 1) / (num_maps * (height + 2)) - 1
+    return F.grid_sample(stack, torch.stack([x, y], dim=-1), padding_mode="zeros", align_corners=False)
 
 
-def _depths(map_idx: Tensor, num_maps: int, heads: int, grid: Tensor) -> Tensor:
-    """(B*H, L, P, Q, 1): the middle of each point's map, in -1..1 from the first map's face to the last one's."""
+def _map_of_each_point(map_idx: Tensor, heads: int, grid: Tensor) -> Tensor:
+    """(B, Q, M) → (B*H, P, Q) in the grid's type, each slot's map for all of its points."""
     per_slot = grid.shape[2] // map_idx.shape[2]
-    depth = (2 * map_idx.to(grid.dtype) + 1) / num_maps - 1  # (B, Q, M)
-    depth = depth.transpose(1, 2).repeat_interleave(per_slot, dim=1)  # (B, P, Q)
-    depth = depth.repeat_interleave(heads, dim=0)  # (B*H, P, Q)
-    return depth[:, None, :, :, None].expand(*grid.shape[:-1], 1)
+    number = map_idx.to(grid.dtype).transpose(1, 2).repeat_interleave(per_slot, dim=1)  # (B, P, Q)
+    return number.repeat_interleave(heads, dim=0)
 
 
 def _choose(implementation: str, tensors: tuple[Tensor, ...]) -> str:

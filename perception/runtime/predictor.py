@@ -94,7 +94,8 @@ class Predictor:
         """Boxes and map of one frame; its stream remembers it.
 
         Raises:
-            ValueError: as `check_frame`; or time does not go forward within the stream's scene.
+            ValueError: as `check_frame`; time does not go forward within the stream's scene; or what the graph made of
+                the frame is not finite.
         """
         return self.predict_batch([frame])[0]
 
@@ -117,6 +118,8 @@ class Predictor:
         outputs: list[Arrays] = []
         for chosen in self._chunks(checked):
             outputs += self._run([checked[i] for i in chosen], [pasts[i][0] for i in chosen])
+        for frame, output in zip(frames, outputs, strict=True):
+            self._check_finite(frame, output)
         predictions = []
         for frame, found, (past, reason), output in zip(frames, checked, pasts, outputs, strict=True):
             bev = output["bev"].copy() if self.manifest.has_history else None
@@ -142,6 +145,22 @@ class Predictor:
         if np.linalg.norm(found.ego2global[:3, 3] - past.ego2global[:3, 3]) > self._max_jump_m:
             return None, "jump"
         return past, ""
+
+    def _check_finite(self, frame: Frame, output: Arrays) -> None:
+        bad = [name for name in ("scores", "seg", "bev") if not np.isfinite(output.get(name, 0.0)).all()]
+        if bad:
+            encoder = self.manifest.training_config.get("model", {}).get("bev_encoder", {})
+            slots = encoder.get("max_cameras_per_cell")
+            raise ValueError(
+                f"stream {frame.stream!r}: what the graph made of the frame is not finite ({', '.join(bad)}). Look at "
+                "the calibration"
+                + (
+                    f": the graph has room for {slots} cameras that see one BEV cell; a rig where more do needs an "
+                    "export with a larger --set model.bev_encoder.max_cameras_per_cell."
+                    if slots
+                    else "."
+                )
+            )
 
     def _chunks(self, checked: Sequence[CheckedFrame]) -> list[list[int]]:
         """Runs of neighbours that go through the graph together."""

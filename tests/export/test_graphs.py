@@ -17,6 +17,7 @@ from perception.export.proving import (
     empty_history,
     first_group,
     group_differences,
+    open_session,
     prove,
     prove_program,
     run_reference,
@@ -131,6 +132,16 @@ def test_history_counts_where_it_shall():
     followed = module(*tensors(module, second, bev))["bev"]
     without = module(*tensors(module, second))["bev"]
     assert (followed - without).abs().max() > 1e-2
+
+
+def test_a_cell_that_too_many_cameras_see_makes_the_graph_s_answer_not_finite(tiny):
+    module, _, folder = tiny
+    step = random_steps(module, 1)[0].inputs
+    same = {**step, "lidar2img": step["lidar2img"][:, :1].repeat(step["lidar2img"].shape[1], axis=1)}
+    run = open_session(folder / "model.onnx", module.output_names)
+    history = {"prev_bev": module.example(1, SOURCE)["prev_bev"].numpy()}
+    assert np.isfinite(run({**step, **history})["bev"]).all()
+    assert np.isnan(run({**same, **history})["bev"]).any()
 
 
 def test_the_image_graph_predicts_as_the_model():

@@ -223,6 +223,17 @@ def test_bad_frames_are_named_and_change_nothing(predictor, frame, message):
     assert predictor.streams == ()
 
 
+def test_outputs_that_are_not_finite_are_an_error_and_change_nothing(tmp_path):
+    config = {"model": {"bev_encoder": {"max_cameras_per_cell": 2}}}
+    predictor = Predictor(write_bevformer(tmp_path / "e", training_config=config))
+    huge = np.array([[2e38, 0, 2], [0, 2e38, 2], [0, 0, 1]])
+    with pytest.raises(ValueError, match="'bad': what the graph made.*seg, bev.*room for 2 cameras"):
+        predictor.predict_batch(
+            [make_frame(0, stream="good"), replace(changed_camera(intrinsics=huge), stream="bad")]
+        )
+    assert predictor.streams == ()
+
+
 def test_intrinsics_of_another_image_size_are_warned_of(predictor, caplog):
     intrinsics = np.array([[60.0, 0, 25], [0, 60, 20], [0, 0, 1]])
     predictor.predict(changed_camera(intrinsics=intrinsics))
