@@ -242,7 +242,7 @@ def num_trunk_backwards(mode: Mode, shape: StepShape) -> int:
 
 
 def _weights(mode: Mode, shape: StepShape) -> list[Exchange]:
-    """Under ZeRO-1 and 2 updated weights; under 3 those that a forward reads, and each backward if they can't stay."""
+    """Under ZeRO-1 and 2 updated weights; under 3 a forward's, and at most as many per backward if they can't stay."""
     if shape.zero_stage == 0:
         return []
     is_kept = shape.zero_stage < 3 or shape.num_parameters <= shape.max_live_parameters

@@ -109,9 +109,10 @@ def compare_steps(
     """Differences of outputs over all steps.
 
     Boxes are compared as sets, since near-equal scores swap places: each box of the reference that counts with the
-    nearest of its label, in score and box; scores in their order; of labels, the share of boxes that have no partner. A
-    box counts if it scores at least `min_score` and more than what the cut at the best K could have taken. Of other
-    whole numbers, which are classes, it is the share that differs.
+    nearest of its label, in score and box; scores in their order; of labels, the share of boxes that have no partner,
+    because of their label or because only one side has so many. A box counts if it scores at least `min_score` and more
+    than what the cut at the best K could have taken. Of other whole numbers, which are classes, it is the share that
+    differs.
 
     Args:
         reference: per step the outputs of the model; those that are left out are not compared.
@@ -257,10 +258,14 @@ def _compare_sets(expected: Arrays, actual: Arrays, min_score: float) -> dict[st
     boxes, scores, labels = (expected[name] for name in _SETS)
     other_boxes, other_scores, other_labels = (actual[name] for name in _SETS)
     ranked, other_ranked = -np.sort(-scores.astype(np.float64)), -np.sort(-other_scores.astype(np.float64))
-    score_diff = np.abs(ranked - other_ranked)[(ranked >= min_score) | (ranked.max(initial=0) < min_score)]
+    is_told = (ranked >= min_score) | (ranked.max(initial=0) < min_score)
+    # FCOS's threshold is on the class alone, so that on one side it may cut a box of any score.
+    is_cut = ((ranked > 0) & (other_ranked == 0)) | ((ranked == 0) & (other_ranked > 0))
+    score_diff = np.abs(ranked - other_ranked)[is_told & ~is_cut]
     slack = float(np.nan_to_num(score_diff, nan=np.inf).max(initial=0.0))
     is_counted = (scores >= min_score) & (scores > other_scores.min(initial=np.inf) + slack) & (scores > 0)
-    box_diff, lost = [np.zeros(0)], [np.zeros(0)]
+    num_cut = int((is_cut & ((ranked >= min_score) | (other_ranked >= min_score))).sum())
+    box_diff, lost = [np.zeros(0)], [np.ones(num_cut)]
     for label in np.unique(labels[is_counted]):
         mine = is_counted & (labels == label)
         other = (other_labels == label) & (other_scores > 0)

@@ -22,6 +22,9 @@ TELLING = ("pcgrad", "mgda", "wpcgrad-seg-vel")
 """With which the conflicts of each rank's own gradients are tried."""
 LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
+DRAWING = ("graddrop",)
+"""They draw a sign per element. Where rounding moves its probability past the draw the sign turns, so that several bf16
+updates tell how ranks round and not whether the update is that of the global batch: one update does, and float32."""
 FEW_LIVE = 100
 """Less than half of the network's weights: under ZeRO-3 each backward gathers them again."""
 

@@ -190,9 +190,12 @@ def test_zero_sends_what_the_model_says(tmp_path: Path) -> None:
                     sums[kind] += payload
             assert sums.keys() == wanted.keys()
             for kind, total in sums.items():
-                # With little room a backward still finds the last layers of the forward.
-                least = 0.8 if (live, kind) == (40, "all_gather") else 1.0
-                assert least * wanted[kind] <= total <= 114 / 112 * wanted[kind], (stage, live, mode, kind)
+                least: float = wanted[kind]
+                if (live, kind) == (40, "all_gather"):
+                    # A backward reads less than a forward: not the first layer's weights, as its input needs no
+                    # gradient, nor anew what the forward has left. The norm's weights at least come again.
+                    least = 4 * (112 + 10 * (1 if mode == "plain" else 2))
+                assert least <= total <= 114 / 112 * wanted[kind], (stage, live, mode, kind)
             if mode == "exact" and live > 40:
                 all_reduce = sent_bytes("all_reduce", row, 2)
                 sent = sum(sent_bytes(kind, total, 2) for kind, total in sums.items())
@@ -233,8 +236,8 @@ def test_sockets_send_what_was_counted(tmp_path: Path, num_ranks: int) -> None:
 
 @pytest.mark.slow
 def test_the_peak_of_a_step_is_what_the_model_says(tmp_path: Path) -> None:
-    """440,002 parameters; beside gradients there are activations, and on gloo copies of what is gathered or arrives."""
-    jobs = [("CutToyModel", 2 * WIDE, mode) for mode in ("plain", "exact", "sketched", "parts", "layers")]
+    """4,400,002 parameters, many beside GradDrop's block; activations come on top, and on gloo copies that arrived."""
+    jobs = [("CutToyModel", 20 * WIDE, mode) for mode in ("plain", "exact", "sketched", "parts", "layers")]
     run(tmp_path, 2, jobs, has_peak=True, optim_wrapper__optimizer={"type": "SGD", "lr": 0.01})
     for name, width, mode in jobs:
         shape = shape_of(name, width, 2)

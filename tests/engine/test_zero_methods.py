@@ -130,7 +130,9 @@ def check_methods(folder: Path, precision: str, names: tuple[str, ...]) -> None:
         ]
     (folder / "off.json").write_text(json.dumps(off))
     first, last = LIMITS[precision]
-    assert not {name: pair for name, pair in off.items() if not (pair[0] <= first and pair[1] <= last)}
+    assert not {name: pair for name, pair in off.items() if not pair[0] <= first}
+    told = [name for name in off if precision != "bf16" or name not in rank_methods.DRAWING]
+    assert not {name: off[name] for name in told if not off[name][1] <= last}
 
 
 @functools.cache

@@ -139,6 +139,21 @@ def test_boxes_that_swap_places_are_the_same_boxes():
     assert compare_steps([reference], found)["boxes"]["max"] > 1
 
 
+def test_a_box_that_one_side_alone_has_is_no_difference_of_scores():
+    scores = np.array([0.9, 0.5, 0.4, 0.3], np.float32)[None]
+    boxes, labels = np.arange(16, dtype=np.float32).reshape(1, 4, 4), np.zeros((1, 4), np.int64)
+    reference = {"boxes": boxes, "scores": scores, "labels": labels}
+    fewer = {**reference, "scores": scores * [[1, 1, 1, 0]]}
+    for pair in ((reference, fewer), (fewer, reference)):
+        measured = compare_steps([pair[0]], [pair[1]])
+        assert measured["scores"]["max"] == 0
+        assert measured["labels"]["max"] == 1
+    none = compare_steps([reference], [{**reference, "scores": scores * 0}])
+    assert none["labels"] == {"max": 1.0, "mean": 1.0}
+    unknown = compare_steps([reference], [{**reference, "scores": scores * np.float32(np.nan)}])
+    assert unknown["scores"]["max"] == np.inf
+
+
 def test_what_is_not_finite_or_not_measured_fails():
     measured = compare_steps([{"bev": np.zeros(2)}], [{"bev": np.array([0.0, np.nan])}])
     (problem,) = check(measured, {"bev": {"max": 1.0}})
