@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from mmengine.config import Config
 from perception.config import ConfigError
 from perception.config.image_sizes import step_name
 from perception.datasets import read_metainfo
+from perception.engine.run_folder import to_plain
 from perception.registry import METRICS
+from perception.utils import write_json_atomic
 
 
 def evaluation_parts(cfg: Config) -> tuple[Any, Any]:
@@ -54,6 +56,22 @@ def writing_loader(loader: Mapping[str, Any]) -> dict[str, Any]:
     dataset = loader["dataset"]
     pipeline = [step for step in dataset["pipeline"] if step_name(step) != "LoadBEVMap"]
     return {**loader, "dataset": {**dataset, "pipeline": pipeline}}
+
+
+def write_sample_scores(path: Path, metrics: Sequence[Any], model: str | Path | None) -> None:
+    """Write what the metrics kept of each sample.
+
+    Args:
+        path: the JSON file.
+        metrics: after their evaluation, with `keeps_sample_scores` where they have it.
+        model: what was evaluated.
+    """
+    samples: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        for token, scores in getattr(metric, "sample_scores", {}).items():
+            samples.setdefault(token, {}).update(scores)
+    content = {"model": str(model), "samples": dict(sorted(samples.items()))}
+    write_json_atomic(path, to_plain(content), indent=None)
 
 
 def index_overrides(cfg: Config, index: str | Path) -> list[str]:

@@ -10,7 +10,12 @@ from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from torch.utils.data import DataLoader
 
-from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator, writing_loader
+from perception.engine.evaluation_parts import (
+    evaluation_parts,
+    write_sample_scores,
+    writing_evaluator,
+    writing_loader,
+)
 from perception.engine.exported_model import ExportedModel, raw_dataset
 from perception.engine.run_folder import to_plain
 from perception.engine.scene_sampler import SceneSampler
@@ -43,7 +48,7 @@ def evaluate_export(
         submission: only write the predictions into this folder, in the data set's submission format.
         full_images: decode images in full, as a vehicle does, where training decodes them at a fraction.
         num_threads: of onnxruntime.
-        out: folder of `metrics_<variant>.json`; None takes the export folder.
+        out: folder of `metrics_<variant>.json` and `metrics_<variant>_per_sample.json`; None takes the export folder.
 
     Raises:
         ConfigError: the pipeline has a step that an exported graph does not do, or a metric does not fit the data.
@@ -68,6 +73,7 @@ def evaluate_export(
     scores.dataset_meta = dataset.metainfo
     for metric in metrics:
         metric.is_subset |= subset is not None
+        metric.keeps_sample_scores = subset is None and submission is None
         metric.check_dataset(dataset.metainfo)
     batches = DataLoader(
         dataset,
@@ -90,6 +96,8 @@ def evaluate_export(
         target = Path(out or folder)
         target.mkdir(parents=True, exist_ok=True)
         write_json_atomic(target / name, {**found, **details})
+        if subset is None:
+            write_sample_scores(target / f"metrics_{variant}_per_sample.json", metrics, folder)
     return found
 
 

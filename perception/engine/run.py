@@ -13,7 +13,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from perception.checkpoint import check_path
-from perception.engine.evaluation_parts import evaluation_parts, writing_evaluator, writing_loader
+from perception.engine.evaluation_parts import (
+    evaluation_parts,
+    write_sample_scores,
+    writing_evaluator,
+    writing_loader,
+)
 from perception.engine.jsonl_log import last_evaluation
 from perception.engine.precision import autocast, precision_of
 from perception.engine.run_folder import (
@@ -106,7 +111,7 @@ def evaluate(
         metric.keeps_sample_scores = is_whole
     metrics = to_plain(runner.test())
     if runner.rank == 0 and is_whole:
-        _write_sample_scores(Path(runner.work_dir), loop.evaluator.metrics, model_path)
+        write_sample_scores(Path(runner.work_dir) / SAMPLES_FILE, loop.evaluator.metrics, model_path)
     if runner.rank == 0 and submission is None:
         _write_metrics(Path(runner.work_dir), metrics, loop.seconds, model_path, untrained, subset)
     return metrics
@@ -224,15 +229,6 @@ def _read_headlines(runner: PerceptionRunner) -> dict[str, Any]:
     # From the run's own log: a metrics.json may lie there from an evaluation of something else.
     last = last_evaluation(Path(runner.work_dir) / LOG_FILE, step=runner.iter)
     return {} if last is None else headline_scores(last["metrics"])
-
-
-def _write_sample_scores(folder: Path, metrics: Sequence[Any], model_path: str | Path | None) -> None:
-    samples: dict[str, dict[str, float]] = {}
-    for metric in metrics:
-        for token, scores in getattr(metric, "sample_scores", {}).items():
-            samples.setdefault(token, {}).update(scores)
-    content = {"model": str(model_path), "samples": dict(sorted(samples.items()))}
-    write_json_atomic(folder / SAMPLES_FILE, to_plain(content), indent=None)
 
 
 def _write_metrics(

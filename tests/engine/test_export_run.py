@@ -90,6 +90,9 @@ def test_scores_of_an_export(cfg, export, tmp_path, capsys):
     assert written["NDS"] == scores["NDS"]
     assert (written["variant"], written["full_images"]) == ("fp32", False)
     assert "toy_bevformer fp32: 4" in capsys.readouterr().err
+    each = json.loads((tmp_path / "metrics_fp32_per_sample.json").read_text())["samples"]
+    assert len(each) == 4
+    assert all(np.isfinite(list(values.values())).all() and values for values in each.values())
     part = evaluate_export(cfg, export, out=tmp_path, subset=2)
     assert part["comparable"] is False
     assert json.loads((tmp_path / "metrics_fp32_subset.json").read_text())["subset"] == 2
