@@ -1,6 +1,6 @@
-"""Safe files, stable seeds, loggers, nearest names and the data error; imports nothing of MMEngine's family."""
+"""Safe files, stable seeds, loggers, nearest names and errors; imports nothing of MMEngine's family."""
 
-from perception.utils.errors import DataError
+from perception.utils.errors import DataError, FileError
 from perception.utils.io import (
     fsync_dir,
     iter_json_lines,
@@ -18,6 +18,7 @@ from perception.utils.text import name_some
 
 __all__ = [
     "DataError",
+    "FileError",
     "Progress",
     "closest",
     "did_you_mean",

@@ -1,5 +1,6 @@
-"""The error that any part of the data path raises: what is wrong, in which sample, in which file."""
+"""Errors that name what they are about: a sample, a file."""
 
+from functools import partial
 from pathlib import Path
 
 
@@ -33,8 +34,25 @@ class DataError(ValueError):
 
     def __reduce__(self) -> tuple:
         # Keyword-only arguments are lost by the default protocol, and loader workers send errors to their parent.
-        return (_rebuild_data_error, (self.message, self.sample_token, self.path))
+        return (partial(type(self), sample_token=self.sample_token, path=self.path), (self.message,))
 
 
-def _rebuild_data_error(message: str, sample_token: str | None, path: str | None) -> DataError:
-    return DataError(message, sample_token=sample_token, path=path)
+class FileError(RuntimeError):
+    """The base of errors about one file or folder.
+
+    Args:
+        message: what was found, what was expected and the remedy.
+        path: file or folder in question.
+
+    Example:
+        >>> str(FileError("no manifest", path="runs/demo"))
+        'no manifest [runs/demo]'
+    """
+
+    def __init__(self, message: str, *, path: str | Path) -> None:
+        self.message = message
+        self.path = str(path)
+        super().__init__(f"{message} [{path}]")
+
+    def __reduce__(self) -> tuple:
+        return (partial(type(self), path=self.path), (self.message,))
