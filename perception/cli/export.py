@@ -112,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
         return exit_codes.OK
     for variant, outputs in result.measured.items():
         for output, difference in outputs.items():
-            print(f"{variant:5s} {output:7s} differs from torch by {difference['max']:.1e} at most")
+            found = f"differs from torch by {difference['max']:.1e} at most"
+            print(
+                f"{variant:5s} {output:7s} {found if difference['count'] else 'not compared: no box scores enough'}"
+            )
     for file, size in result.sizes.items():
         print(f"{size / 1e6:9.2f} MB  {file}")
     say(f"written to {result.folder}")

@@ -92,7 +92,7 @@ def benchmark_export(
         "seconds": proof.content.get("seconds", {}),
         "steps": proof.content["steps"],
         "differences": {
-            variant: {output: values["max"] for output, values in outputs.items()}
+            variant: {output: values["max"] for output, values in outputs.items() if values.get("count", 1)}
             for variant, outputs in measured.items()
         },
         "ms": medians,

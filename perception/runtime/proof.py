@@ -120,14 +120,14 @@ def compare_steps(
         min_score: of the reference's boxes.
 
     Returns:
-        Output → "max" and "mean" of the absolute differences; infinite where one is not finite.
+        Output → "max" and "mean" of the absolute differences, infinite where one is not finite, and their "count".
 
     Raises:
         ValueError: the numbers of steps differ, an output is missing, or shapes differ.
 
     Example:
         >>> compare_steps([{"bev": np.zeros(2)}], [{"bev": np.array([0.0, 0.5])}])
-        {'bev': {'max': 0.5, 'mean': 0.25}}
+        {'bev': {'max': 0.5, 'mean': 0.25, 'count': 2}}
     """
     largest: dict[str, float] = {}
     sums: dict[str, tuple[float, int]] = {}
@@ -137,7 +137,8 @@ def compare_steps(
             before = sums.get(name, (0.0, 0))
             sums[name] = (before[0] + total, before[1] + count)
     return {
-        name: {"max": high, "mean": sums[name][0] / max(sums[name][1], 1)} for name, high in largest.items()
+        name: {"max": high, "mean": sums[name][0] / max(sums[name][1], 1), "count": sums[name][1]}
+        for name, high in largest.items()
     }
 
 

@@ -17,7 +17,7 @@ class VariantResult:
     Attributes:
         variant: "fp32", "fp16" or "int8".
         steps: how many were run.
-        measured: output → "max" and "mean" of the differences.
+        measured: as `compare_steps`.
         tolerances: output → what is allowed.
         problems: outputs that differ by more.
     """
