@@ -151,7 +151,7 @@ class BEVFormerGraph(GraphModule):
             boxes, scores, labels, keep = head.coder.rank(*head.final(outputs["boxes"]))
             found |= _sort(boxes, scores, labels, keep)
         if self.model.seg_head is not None:
-            found["seg"] = outputs["seg_logits"].softmax(dim=1)
+            found["seg"] = _softmax_of_channels(outputs["seg_logits"])
         return {**found, "bev": bev} if self.model.use_history else found
 
     def _to_network(self, lidar2img: Tensor, scale: Tensor) -> Tensor:
@@ -208,6 +208,12 @@ class FCOSGraph(GraphModule):
                 classes = torch.where(is_sure, classes, IGNORE)
             found["seg"] = classes.to(torch.uint8)
         return found
+
+
+def _softmax_of_channels(logits: Tensor) -> Tensor:
+    """`softmax(dim=1)`, which runtimes transpose for, though the channels are few and the pixels many."""
+    exponential = (logits - logits.amax(dim=1, keepdim=True)).exp()
+    return exponential / exponential.sum(dim=1, keepdim=True)
 
 
 def _sort(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor) -> dict[str, Tensor]:
