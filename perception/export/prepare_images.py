@@ -55,7 +55,7 @@ class PrepareImages(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(M, H, W, 3) uint8 RGB → (M, 3, Hp, Wp), normalised and padded."""
         resize = resize_bilinear if self.interpolation == "bilinear" else resize_area
-        resized = resize(images, self.size, self.crop_top).permute(0, 3, 1, 2)  # (M, 3, rows, columns)
+        resized = resize(images, self.size, self.crop_top)  # (M, 3, rows, columns)
         if not self.preprocessor.bgr_to_rgb:  # the network was trained on BGR
             resized = resized.flip(1)
         return self.preprocessor.normalize_ordered(resized)
@@ -68,29 +68,29 @@ class PrepareImages(nn.Module):
 
 
 def resize_bilinear(images: Tensor, size: tuple[int, int], crop_top: int = 0) -> Tensor:
-    """(M, H, W, 3) uint8 → (M, h − crop_top, w, 3) float32 of whole numbers; `size` is (w, h)."""
+    """(M, H, W, 3) uint8 → (M, 3, h − crop_top, w) float32 of whole numbers; `size` is (w, h)."""
     rows, columns = images.shape[1], images.shape[2]
     left, right, fraction = _neighbours(size[0], columns)
     # Beyond the border's pixels cv2 gives the weight to one of the two, which are the same; along y it does not.
     fraction = torch.where(left == right, 0.0, fraction)
     top, bottom, down = _neighbours(size[1], rows)
-    before, behind = _weights(fraction)[:, :, None, None] / 16  # (w, 1, 1) each
+    before, behind = _weights(fraction)[:, :, None, None, None] / 16  # (w, 1, 1, 1) each
     over = []
     for index, weight in zip((top, bottom), _weights(down), strict=True):
         # With columns first, a column is one piece of memory: runtimes are slow at picking pixel by pixel, and at
         # numbers that hold for three neighbours each.
-        line = images.index_select(1, index[crop_top:]).permute(2, 0, 1, 3).flatten(2)  # (W, M, rows · 3)
+        line = images.index_select(1, index[crop_top:]).permute(2, 0, 3, 1)  # (W, M, 3, rows)
         before_px, behind_px = (line.index_select(0, place).float() for place in (left, right))
-        across = (before_px * before + behind_px * behind).floor()  # (w, M, rows · 3), at most 255 · 128
-        over.append((across * (weight[crop_top:].repeat_interleave(3) / 65536)).floor())
-    return ((over[0] + over[1]) * 0.25 + 0.5).floor().unflatten(2, (-1, 3)).permute(1, 2, 0, 3)
+        across = (before_px * before + behind_px * behind).floor()  # (w, M, 3, rows), at most 255 · 128
+        over.append((across * (weight[crop_top:] / 65536)).floor())
+    return ((over[0] + over[1]) * 0.25 + 0.5).floor().permute(1, 2, 3, 0)
 
 
 def resize_area(images: Tensor, size: tuple[int, int], crop_top: int = 0) -> Tensor:
-    """(M, H, W, 3) uint8 → (M, h − crop_top, w, 3) float32 of whole numbers: means over areas; `size` is (w, h)."""
+    """(M, H, W, 3) uint8 → (M, 3, h − crop_top, w) float32 of whole numbers: means over areas; `size` is (w, h)."""
     across, down = _coverage(size[0], images.shape[2]), _coverage(size[1], images.shape[1])[crop_top:]
     pixels = images.float().permute(0, 3, 1, 2)  # (M, 3, H, W)
-    return ((down @ (pixels @ across.T)) + 0.5).floor().permute(0, 2, 3, 1)
+    return ((down @ (pixels @ across.T)) + 0.5).floor()
 
 
 def _ratio(numerator: int, denominator: int) -> Tensor:

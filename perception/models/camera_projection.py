@@ -59,16 +59,17 @@ def project_pillars(points: Tensor, lidar2img: Tensor, image_shape: tuple[int, i
         mask: (B, N, Q, D), bool, in front of the camera and strictly inside the image.
     """
     with torch.autocast(points.device.type, enabled=False):
-        x, y, z = points.float().reshape(-1, 3, 1).unbind(dim=1)  # (Q·D, 1) each
-        columns = lidar2img.float()[..., None, :3, :].unbind(dim=-1)  # 4 × (B, N, 1, 3)
+        x, y, z = points.float().unbind(dim=-1)  # (Q, D) each
+        rows = lidar2img.float()[..., None, None].unbind(dim=2)  # 4 × (B, N, 4, 1, 1)
         # No product of matrices: libraries add in different orders, and the last bit may decide what a camera sees.
-        image = x * columns[0] + y * columns[1] + z * columns[2] + columns[3]  # (B, N, Q·D, 3)
+        u, v, depth = (
+            x * row[:, :, 0] + y * row[:, :, 1] + z * row[:, :, 2] + row[:, :, 3] for row in rows[:3]
+        )  # (B, N, Q, D) each
     height, width = image_shape
-    depth = image[..., 2:]
-    uv = image[..., :2] / depth.clamp(min=MIN_DEPTH) / image.new_tensor([width, height])
-    mask = (depth[..., 0] > MIN_DEPTH) & ((uv > 0) & (uv < 1)).all(dim=-1)
-    shape = (*lidar2img.shape[:2], *points.shape[:2])
-    return uv.reshape(*shape, 2), mask.reshape(shape)
+    in_front = depth.clamp(min=MIN_DEPTH)
+    u, v = u / in_front / width, v / in_front / height
+    mask = (depth > MIN_DEPTH) & (u > 0) & (u < 1) & (v > 0) & (v < 1)
+    return torch.stack([u, v], dim=-1), mask
 
 
 def plan_cameras(

@@ -16,7 +16,7 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def resize(function, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return function(torch.from_numpy(image)[None], size)[0].numpy()
+    return function(torch.from_numpy(image)[None], size)[0].permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize(
