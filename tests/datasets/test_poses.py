@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from perception.datasets._poses import invert_pose, pose_matrix, rotation_matrices
+from perception.datasets._poses import pose_matrix, rotation_matrices
+from perception.runtime import invert_pose
 
 
 def test_rotations_equal_scipys():
