@@ -193,8 +193,8 @@ def test_zero_sends_what_the_model_says(tmp_path: Path) -> None:
                 least: float = wanted[kind]
                 if (live, kind) == (40, "all_gather"):
                     # A backward reads less than a forward: not the first layer's weights, as its input needs no
-                    # gradient, nor anew what the forward has left. The norm's weights at least come again.
-                    least = 4 * (112 + 10 * (1 if mode == "plain" else 2))
+                    # gradient, nor anew what another pass has left. The norm's weights at least come again.
+                    least = 4 * (112 + 10)
                 assert least <= total <= 114 / 112 * wanted[kind], (stage, live, mode, kind)
             if mode == "exact" and live > 40:
                 all_reduce = sent_bytes("all_reduce", row, 2)
