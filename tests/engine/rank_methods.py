@@ -24,8 +24,8 @@ LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
 DRAWING = ("graddrop",)
 """They draw a sign per element. Where rounding moves its probability past the draw the sign turns, so that several bf16
-updates tell how a batch's parts round and not whether the update is the global batch's: one update does, and float32. One
-process that computes the batch in two halves ends as far from itself, 0.12 of the way on a CPU that multiplies bf16."""
+updates tell how a batch's parts round and not whether the update is the global batch's: one update does, and float32.
+One process that takes the batch in halves ends as far from itself, 0.12 of the way on a CPU that multiplies bf16."""
 FEW_LIVE = 100
 """Less than half of the network's weights: under ZeRO-3 each backward gathers them again."""
 
