@@ -24,8 +24,7 @@ LARGE_SKETCH = 4096
 """Numbers per task that are more than the network has parameters: the sketch is exact."""
 DRAWING = ("graddrop",)
 """They draw a sign per element. Where rounding moves its probability past the draw the sign turns, so that several bf16
-updates tell how a batch's parts round and not whether the update is the global batch's: one update does, and float32.
-One process that takes the batch in halves ends as far from itself, 0.12 of the way on a CPU that multiplies bf16."""
+updates tell how a batch's parts round: they are held to how far one process ends that takes the batch in halves."""
 FEW_LIVE = 100
 """Less than half of the network's weights: under ZeRO-3 each backward gathers them again."""
 
@@ -49,9 +48,19 @@ def local_losses(net: Net, step: int) -> TaskLosses:
     return TaskLosses(losses, counts, TASKS)
 
 
-def weights_after(method: str, precision: str, *, zero_stage: int = 0, **options: Any) -> Tensor:
+class _Halves(Net):
+    """Computes a batch in two halves."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        halves = [super(_Halves, self).forward(half) for half in x.chunk(2)]
+        return {task: torch.cat([half[task] for half in halves]) for task in TASKS}
+
+
+def weights_after(
+    method: str, precision: str, *, zero_stage: int = 0, in_halves: bool = False, **options: Any
+) -> Tensor:
     """(3, P) float64: all weights at the start, after one step and after all of them."""
-    net = Net().to(torch.float64 if precision == "float64" else torch.float32)
+    net = (_Halves() if in_halves else Net()).to(torch.float64 if precision == "float64" else torch.float32)
     if precision == "bf16":
         options["precision"] = "bf16"
     wrapper = make(net, spec_of(method), **options)
@@ -88,6 +97,12 @@ def all_weights(methods: list[str], precision: str, way: str) -> dict[str, Tenso
         return {method: weights_after(method, precision, sketch_size=LARGE_SKETCH) for method in methods}
     finally:
         gradient_sources.sum_over_ranks, gradient_sources.from_first_rank = real
+
+
+def rounding(method: str, precision: str) -> float:
+    """How far one process ends from itself where it takes the batch in halves, as a share of the weights' way."""
+    whole, halves = (weights_after(method, precision, in_halves=flag) for flag in (False, True))
+    return float((halves[2] - whole[2]).norm() / (whole[2] - whole[0]).norm())
 
 
 def _flat(net: Net) -> Tensor:
