@@ -39,7 +39,10 @@ class VariantResult:
                 f"{measure} {value:.2e}"
                 + (f" (allowed {allowed[measure]:.0e})" if measure in allowed else "")
                 for measure, value in found.items()
+                if measure != "count"
             ]
+            if found.get("count") == 0:
+                values = ["not compared: no box scores enough"]
             lines.append(
                 f"{self.variant} {name:7s} {', '.join(values) or 'not measured'}{'  DIFFERS' if name in bad else ''}"
             )
