@@ -20,10 +20,7 @@ WIDTH = 8
 
 
 class GroupedToyModel(BaseModel):
-    """Two linear layers with norms as a trunk, a linear head per task; in float64, as far as it is not said.
-
-    A smooth one has no ReLU, whose gates are decisions that bf16's rounding takes one way or the other.
-    """
+    """Two linear layers with norms as a trunk, a linear head per task; in float64, as far as it is not said."""
 
     task_names = ("cls", "box", "seg")
     kpi_metrics = {"cls": ("mIoU",), "box": ("mIoU",), "seg": ("mIoU",)}
@@ -34,14 +31,12 @@ class GroupedToyModel(BaseModel):
         dropout: float = 0.0,
         batch_norm: bool = True,
         is_double: bool = True,
-        is_smooth: bool = False,
     ) -> None:
         super().__init__()
-        activation = nn.SiLU if is_smooth else nn.ReLU
         norm = nn.BatchNorm1d if batch_norm else nn.LayerNorm
         layers: list[nn.Module] = []
         for size in (toy_world.NUM_FEATURES, WIDTH):
-            layers += [nn.Linear(size, WIDTH), norm(WIDTH), activation(), nn.Dropout(dropout)]
+            layers += [nn.Linear(size, WIDTH), norm(WIDTH), nn.ReLU(), nn.Dropout(dropout)]
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({task: nn.Linear(WIDTH, 1) for task in self.task_names})
         if is_double:

@@ -61,8 +61,8 @@ def task_losses(net: Net, data: tuple[Tensor, dict[str, Tensor]], absent: tuple[
     return TaskLosses(losses, {t: torch.tensor(float(len(x))) for t in losses}, TASKS)
 
 
-def make(net: Net, balancer: Any, **options: Any) -> BalancedOptimWrapper:
-    wrapper = BalancedOptimWrapper(torch.optim.SGD(net.parameters(), lr=0.1), balancer=balancer, **options)
+def make(net: Net, balancer: Any, *, lr: float = 0.1, **options: Any) -> BalancedOptimWrapper:
+    wrapper = BalancedOptimWrapper(torch.optim.SGD(net.parameters(), lr=lr), balancer=balancer, **options)
     wrapper.balanced.prepare(net, TASKS, max_epochs=24, total_steps=100, seed=3)
     wrapper.balanced.begin_epoch(1)
     return wrapper

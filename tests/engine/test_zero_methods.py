@@ -20,6 +20,8 @@ from tests.engine.launching import launch, needs_deepspeed
 
 # Of the way that the weights went: after one step, after ten.
 LIMITS = {"float32": (5e-6, 1e-4), "bf16": (3e-2, 3e-2)}
+RATES = {"float32": 0.02, "bf16": 0.002}
+"""At the larger one ten updates amplify bf16's rounding, once it has turned a ReLU's gate, to a tenth of the way."""
 STEPS = (1, 10)
 GROUPS = grouped_world.GROUPS
 CHANGING: dict[str, dict[str, Any]] = {
@@ -55,12 +57,11 @@ def changing_run(name: str, precision: str, num_ranks: int, steps: int, **change
         "balancer": CHANGING[name],
         "model__batch_norm": False,
         "model__is_double": False,
-        "model__is_smooth": precision == "bf16",
         "train_dataloader__batch_size": 4 // num_ranks,
         "train_dataloader__dataset__num_samples": 12,
         "train_dataloader__dataset__seg_every": 3,
         "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": 0},
-        "optim_wrapper__optimizer": {"type": "SGD", "lr": 0.02},
+        "optim_wrapper__optimizer": {"type": "SGD", "lr": RATES[precision]},
         "optim_wrapper__clip_grad": {"max_norm": 3.0},
         "optim_wrapper__precision": "bf16" if precision == "bf16" else "fp32",
         **changes,
@@ -131,12 +132,7 @@ def check_methods(folder: Path, precision: str, names: tuple[str, ...]) -> None:
     (folder / "off.json").write_text(json.dumps(off))
     first, last = LIMITS[precision]
     assert not {name: pair for name, pair in off.items() if not pair[0] <= first}
-    limits = {name: last for name in off}
-    if precision == "bf16":
-        limits |= {
-            name: max(last, 1.5 * rank_methods.rounding(name, precision)) for name in rank_methods.DRAWING
-        }
-    assert not {name: pair for name, pair in off.items() if not pair[1] <= limits[name]}
+    assert not {name: pair for name, pair in off.items() if not pair[1] <= last}
 
 
 @functools.cache
