@@ -86,13 +86,13 @@ class DeepSpeedStrategy(DDPStrategy):
 
         Raises:
             ModuleNotFoundError: DeepSpeed is not installed.
-            ValueError: there is one process only, or a parameter can't be sharded.
+            ValueError: no launcher started this process, or a parameter can't be sharded.
             TypeError: the optimiser can't be sharded.
             RuntimeError: this DeepSpeed does not pass the check.
         """
         if not dist.is_initialized():
             raise ValueError(
-                "DeepSpeedStrategy trains on several processes, but this is one. Start it by `bash "
+                "DeepSpeedStrategy trains ranks, but no launcher started this process. Start it by `bash "
                 "tools/dist_train.sh CONFIG NUM_GPUS` or torchrun, or leave strategy out"
             )
         wrapper = super().build_optim_wrapper(optim_wrapper, model)

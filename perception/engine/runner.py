@@ -43,13 +43,13 @@ from perception.engine.run_folder import (
     update_summary,
 )
 from perception.engine.start_weights import read_start_weights
-from perception.engine.strategies import DDPStrategy, SingleStrategy
+from perception.engine.strategies import DDPStrategy, SingleStrategy, class_of, has_ranks
 from perception.engine.task_forwards import Plan, balancer_that_changes_the_model, prepare_model
 from perception.engine.train_loop import TrainLoop
 from perception.engine.training_state import check_resumable, dump_schedules, load_schedules
 from perception.engine.vocabulary import check_vocabulary, read_vocabulary
 from perception.engine.work_dir import WorkDirLock, check_free, holds_run, prepare_work_dir
-from perception.registry import RUNNERS, SCOPE, STRATEGIES
+from perception.registry import RUNNERS, SCOPE
 from perception.utils import get_logger, write_json_atomic
 
 logger = get_logger("engine")
@@ -118,12 +118,11 @@ class PerceptionRunner(FlexibleRunner):
             randomness["seed"] = _DEFAULT_SEED
         # MMEngine keeps loggers, hubs and visualizers by this name for the life of the process.
         name = options.get("experiment_name") or work_dir.name
-        is_distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
         options.update(
             work_dir=str(work_dir),
             randomness=randomness,
             experiment_name=f"{name}-{uuid.uuid4().hex[:8]}",
-            launcher="pytorch" if is_distributed else "none",
+            launcher="pytorch" if has_ranks(options.get("strategy")) else "none",
             env_cfg=options.get("env_cfg") or {},
             default_scope=options.get("default_scope") or SCOPE,
         )
@@ -161,9 +160,7 @@ class PerceptionRunner(FlexibleRunner):
         """
         if strategy is None:
             strategy = dict(type=SingleStrategy if launcher == "none" else DDPStrategy)
-        kind = strategy["type"] if isinstance(strategy, dict) else type(strategy)
-        if isinstance(kind, str):  # MMEngine builds the strategy before it sets the default scope
-            kind = STRATEGIES.get(kind)
+        kind = class_of(strategy)
         strategy = {**strategy, "type": kind} if isinstance(strategy, dict) else strategy
         if launcher != "none" and kind is SingleStrategy:
             raise ValueError(

@@ -8,7 +8,7 @@ import atexit
 import datetime
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -186,3 +186,21 @@ class DDPStrategy(_RunFolderMixin, MMEngineDDPStrategy):
                 f"({self._timeout.total_seconds():g}) is how many seconds they wait for each other"
             ) from error
         atexit.register(leave_process_group)
+
+
+def class_of(strategy: Any) -> Any:
+    """The class of a strategy or of its config."""
+    kind = strategy["type"] if isinstance(strategy, Mapping) else type(strategy)
+    # MMEngine builds the strategy before it sets the default scope.
+    return STRATEGIES.get(kind) if isinstance(kind, str) else kind
+
+
+def has_ranks(strategy: Any) -> bool:
+    """Whether the processes are ranks of a group: several, or a launcher's only one by a strategy for ranks.
+
+    Args:
+        strategy: the config's; None where it names none.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return True
+    return "RANK" in os.environ and strategy is not None and class_of(strategy) is not SingleStrategy

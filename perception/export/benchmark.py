@@ -5,7 +5,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from perception.export.graph_module import GraphModule
 from perception.export.model_loading import build_model
 from perception.export.proving import empty_history, open_session
 from perception.export.samples import Arrays, Step
-from perception.runtime import Manifest, read_manifest
+from perception.runtime import read_manifest
 from perception.runtime.proof import read_proof
 
 Run = Callable[[], Any]
@@ -43,9 +43,8 @@ def benchmark_export(
 
     Returns:
         JSON-able: "name", "batch", "threads", "bytes" (file → size), "seconds" (of the export), "steps" and
-        "differences" (variant → output → largest difference of the proof; where values are classes, the share of other
-        ones), "ms" (candidate → median), "speedup" (over eager), "without" (candidate → why it was not measured) and
-        "environment".
+        "differences" (variant → output → largest difference of the proof), "ms" (candidate → median), "speedup" (over
+        eager), "without" (candidate → why it was not measured) and "environment".
 
     Raises:
         ModelError: the folder is no export, or damaged.
@@ -92,7 +91,10 @@ def benchmark_export(
         },
         "seconds": proof.content.get("seconds", {}),
         "steps": proof.content["steps"],
-        "differences": {variant: _differences(manifest, found) for variant, found in measured.items()},
+        "differences": {
+            variant: {output: values["max"] for output, values in outputs.items() if values.get("count", 1)}
+            for variant, outputs in measured.items()
+        },
         "ms": medians,
         "speedup": {name: round(medians[EAGER] / value, 3) for name, value in medians.items()},
         "without": without,
@@ -126,15 +128,6 @@ def export_table(results: Sequence[dict[str, Any]]) -> str:
         for result in results
     ]
     return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _differences(manifest: Manifest, measured: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    are_classes = {spec.name for spec in manifest.outputs if np.issubdtype(np.dtype(spec.dtype), np.integer)}
-    return {
-        output: values["mean" if output in are_classes else "max"]
-        for output, values in measured.items()
-        if values.get("count", 1)
-    }
 
 
 def _take_turns(candidates: dict[str, Run], num_rounds: int) -> dict[str, float]:

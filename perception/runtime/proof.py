@@ -112,7 +112,7 @@ def compare_steps(
     nearest of its label, in score and box; scores in their order; of labels, the share of boxes that have no partner,
     because of their label or because only one side has so many. A box counts if it scores at least `min_score` and more
     than what the cut at the best K could have taken. Of other whole numbers, which are classes, it is the share that
-    differs.
+    differs. The largest share is a step's.
 
     Args:
         reference: per step the outputs of the model; those that are left out are not compared.
@@ -238,7 +238,7 @@ def _step_differences(
     differences = {}
     for name, array in expected.items():
         if not (has_sets and name in _SETS):
-            differences[name] = _summary(_array_differences(array, actual[name]))
+            differences[name] = _differences_of(array, actual[name])
     if not has_sets:
         return differences
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _SETS}
@@ -246,13 +246,14 @@ def _step_differences(
         mine, other = ({name: steps[name][row] for name in _SETS} for steps in (expected, actual))
         for name, values in _compare_sets(mine, other, min_score).items():
             parts[name].append(values)
-    return differences | {name: _summary(np.concatenate(values)) for name, values in parts.items()}
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    return differences | {name: _summary(diff, is_share=name == "labels") for name, diff in joined.items()}
 
 
-def _array_differences(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+def _differences_of(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float, int]:
     if np.issubdtype(expected.dtype, np.integer):  # classes: other or the same
-        return (expected != actual).astype(np.float64)
-    return np.abs(np.asarray(actual, np.float64) - expected)
+        return _summary((expected != actual).astype(np.float64), is_share=True)
+    return _summary(np.abs(np.asarray(actual, np.float64) - expected))
 
 
 def _compare_sets(expected: Arrays, actual: Arrays, min_score: float) -> dict[str, np.ndarray]:
@@ -290,6 +291,10 @@ def _box_differences(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return diff.max(axis=-1)
 
 
-def _summary(diff: np.ndarray) -> tuple[float, float, int]:
+def _summary(diff: np.ndarray, *, is_share: bool = False) -> tuple[float, float, int]:
+    """The largest, or of zeros and ones the share of ones; the sum; the number."""
     diff = np.where(np.isfinite(diff), diff, np.inf)
-    return float(diff.max(initial=0.0)), float(diff.sum()), diff.size
+    high = float(diff.max(initial=0.0))
+    if is_share and diff.size:
+        high = float(diff.mean())
+    return high, float(diff.sum()), diff.size

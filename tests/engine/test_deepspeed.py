@@ -331,9 +331,9 @@ def test_stages_that_are_not_there(tmp_path: Path) -> None:
         DeepSpeedStrategy(zero_stage=3, max_live_parameters=0, work_dir=str(tmp_path))
 
 
-def test_one_process_is_refused(tmp_path: Path) -> None:
+def test_a_process_without_launcher_is_refused(tmp_path: Path) -> None:
     runner = PerceptionRunner.from_cfg(toy_world.config(tmp_path, **zero(2)))
-    with pytest.raises(ValueError, match=r"trains on several processes, but this is one. Start it by .bash"):
+    with pytest.raises(ValueError, match=r"no launcher started this process. Start it by .bash"):
         runner.train()
 
 

@@ -44,7 +44,7 @@ QUICK_CHANGING = ("grouped",)
 slow = pytest.mark.slow
 WAYS = [
     (ranks, stage, precision)
-    for ranks in (2, 4)
+    for ranks in (1, 2, 4)
     for stage in (0, 1, 2, 3)
     for precision in ("float32", "bf16")
 ]
