@@ -145,8 +145,15 @@ def _dataset_problems(dataset: Mapping[str, Any], metrics: Sequence[Mapping[str,
         ]
     problems = []
     index = folder / ann_file
-    if not index.is_file():
-        version = index.name.partition("_")[0]
+    version = index.name.partition("_")[0]
+    others = sorted(path.name for path in index.parent.glob("*.json"))
+    if not index.is_file() and version.startswith("v1.0-") and version not in versions and others:
+        problems.append(
+            f"The index {index} does not exist, and {data_root} has no {version} to make it from. There are "
+            f"{', '.join(others)}: take one by perception test --index, or else by the data set's ann_file and the "
+            "metrics' version"
+        )
+    elif not index.is_file():
         choice = f" --version {version}" if version in versions else ""
         problems.append(
             f"The index {index} does not exist. Make it by perception data prepare {data_root}{choice}"

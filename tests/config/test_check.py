@@ -227,6 +227,17 @@ def test_missing_data_is_told_once_with_the_command(tmp_path):
     assert missing_data(data_config(root)) == []
 
 
+def test_an_index_of_a_version_that_the_root_lacks(tmp_path):
+    for name in ("v1.0-mini", "perception_index"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "perception_index" / "v1.0-mini_mini_val.json").write_text("{}")
+    config = data_config(tmp_path)
+    config["val_dataloader"]["dataset"]["ann_file"] = "perception_index/v1.0-trainval_val.json"
+    (told,) = missing_data(config)
+    assert f"{tmp_path} has no v1.0-trainval to make it from. There are v1.0-mini_mini_val.json" in told
+    assert "perception test --index" in told
+
+
 def test_missing_vector_maps_are_told(tmp_path):
     config = data_config(tmp_path)
     index = tmp_path / "perception_index" / "v1.0-mini_mini_val.json"
