@@ -20,6 +20,7 @@ import toy_world
 from perception.engine import DDPStrategy, DeepSpeedStrategy, PerceptionRunner, read_log
 from perception.engine.deepspeed_strategy import start_deepspeed
 from perception.engine.sharded_weights import ShardedWeights
+from perception.engine.strategies import has_ranks
 from perception.engine.zero3_optimizer import Zero3Optimizer
 from perception.engine.zero_optimizer import ZeroOptimizer
 from tests.engine.launching import DRIVER, free_port, launch, needs_deepspeed
@@ -335,6 +336,20 @@ def test_a_process_without_launcher_is_refused(tmp_path: Path) -> None:
     runner = PerceptionRunner.from_cfg(toy_world.config(tmp_path, **zero(2)))
     with pytest.raises(ValueError, match=r"no launcher started this process. Start it by .bash"):
         runner.train()
+
+
+def test_a_launchers_only_process_is_a_rank_where_the_strategy_is_for_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("RANK", raising=False)
+    assert not has_ranks({"type": "DeepSpeedStrategy"})
+    monkeypatch.setenv("RANK", "0")
+    assert has_ranks({"type": "DeepSpeedStrategy"})
+    assert not has_ranks({"type": "SingleStrategy"})
+    assert not has_ranks(None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert has_ranks(None)
 
 
 def test_a_missing_deepspeed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
